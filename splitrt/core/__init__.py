@@ -1,0 +1,1 @@
+"""What both sides agree on: pure, without clocks, sockets, torch."""

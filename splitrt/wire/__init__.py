@@ -1,0 +1,1 @@
+"""What travels, generated from protos/ by protos/generate.sh; never edited."""

@@ -1,0 +1,105 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    UNSPECIFIED: _ClassVar[Status]
+    OK: _ClassVar[Status]
+    INVALID: _ClassVar[Status]
+    BUSY: _ClassVar[Status]
+    EXPIRED: _ClassVar[Status]
+    FAILED: _ClassVar[Status]
+UNSPECIFIED: Status
+OK: Status
+INVALID: Status
+BUSY: Status
+EXPIRED: Status
+FAILED: Status
+
+class Hello(_message.Message):
+    __slots__ = ("protocol", "model", "manifest")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    model: str
+    manifest: bytes
+    def __init__(self, protocol: _Optional[int] = ..., model: _Optional[str] = ..., manifest: _Optional[bytes] = ...) -> None: ...
+
+class Welcome(_message.Message):
+    __slots__ = ("protocol", "max_inflight")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    MAX_INFLIGHT_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    max_inflight: int
+    def __init__(self, protocol: _Optional[int] = ..., max_inflight: _Optional[int] = ...) -> None: ...
+
+class Frame(_message.Message):
+    __slots__ = ("seq", "plan", "payload", "slack_us")
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    SLACK_US_FIELD_NUMBER: _ClassVar[int]
+    seq: int
+    plan: int
+    payload: bytes
+    slack_us: int
+    def __init__(self, seq: _Optional[int] = ..., plan: _Optional[int] = ..., payload: _Optional[bytes] = ..., slack_us: _Optional[int] = ...) -> None: ...
+
+class Tensor(_message.Message):
+    __slots__ = ("shape", "data")
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    data: bytes
+    def __init__(self, shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Answer(_message.Message):
+    __slots__ = ("seq", "status", "outputs", "queue_us", "compute_us", "batch", "detail", "retry_after_ms")
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_US_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_US_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
+    seq: int
+    status: Status
+    outputs: _containers.RepeatedCompositeFieldContainer[Tensor]
+    queue_us: int
+    compute_us: int
+    batch: int
+    detail: str
+    retry_after_ms: int
+    def __init__(self, seq: _Optional[int] = ..., status: _Optional[_Union[Status, str]] = ..., outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., queue_us: _Optional[int] = ..., compute_us: _Optional[int] = ..., batch: _Optional[int] = ..., detail: _Optional[str] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
+
+class ToServer(_message.Message):
+    __slots__ = ("hello", "frame")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    FRAME_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    frame: Frame
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ...) -> None: ...
+
+class ToEdge(_message.Message):
+    __slots__ = ("welcome", "answer")
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    welcome: Welcome
+    answer: Answer
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ...) -> None: ...
+
+class Request(_message.Message):
+    __slots__ = ("hello", "frame")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    FRAME_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    frame: Frame
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ...) -> None: ...
