@@ -1,0 +1,37 @@
+"""Split inference: a model's head on the device, its tail on a server; the device's half.
+
+`splitrt.cloud` has the server and `splitrt.train` the tools; both need torch, this does not.
+"""
+
+from splitrt.core.result import Result, Timings
+from splitrt.edge.capture import Camera, Frame, Pictures
+from splitrt.edge.edge import Edge
+from splitrt.errors import (
+    DeadlineMissed,
+    LinkDown,
+    LinkError,
+    ModelError,
+    ModelMismatch,
+    PacketError,
+    ProfileError,
+    Refused,
+    SplitrtError,
+)
+
+__all__ = [
+    "Camera",
+    "DeadlineMissed",
+    "Edge",
+    "Frame",
+    "LinkDown",
+    "LinkError",
+    "ModelError",
+    "ModelMismatch",
+    "PacketError",
+    "Pictures",
+    "ProfileError",
+    "Refused",
+    "Result",
+    "SplitrtError",
+    "Timings",
+]

@@ -1,0 +1,1 @@
+"""The device: capture, head, link, and the Edge that joins them (ONNX Runtime, never torch)."""

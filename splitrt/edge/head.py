@@ -1,0 +1,79 @@
+"""The device's half in ONNX Runtime: pixels in; features, codes and the local exit out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from splitrt.core.manifest import Manifest, verified
+from splitrt.edge.capture import fit
+from splitrt.errors import ModelError, PacketError
+
+WARM_UPS = 3  # first frames take up to ten times as long
+
+
+class Head:
+    """head.onnx: `head(array, ["q4", "exit"])` gives those outputs, without batch."""
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, *, threads: int | None = None, provider: str = "CPU"
+    ) -> None:
+        self.input = manifest.input
+        self.session = session(verified(folder, manifest, "head.onnx"), threads, provider)
+        self.provider = self.session.get_providers()[0]
+        self.outputs = [output.name for output in self.session.get_outputs()]
+        blank = np.zeros(self.input.shape, self.input.dtype)
+        for _ in range(WARM_UPS):
+            self(blank, self.outputs)
+
+    def prepare(self, array: np.ndarray) -> np.ndarray:
+        """The input as the head takes it: pictures are resized; PacketError for anything else."""
+        if self.input.kind == "pixels":
+            height, width, _ = self.input.shape
+            return fit(array, height, width)
+        if list(array.shape) != self.input.shape or array.dtype != self.input.dtype:
+            raise PacketError(
+                f"input {self.input.name!r} is {array.dtype} {list(array.shape)}\n"
+                f"help: it should be {self.input.dtype} {self.input.shape}, without batch"
+            )
+        return array
+
+    def __call__(self, prepared: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        arrays = self.session.run(list(names), {self.input.name: prepared[None]})
+        return {name: array[0] for name, array in zip(names, arrays, strict=True)}
+
+
+class LocalTail:
+    """tail.onnx: the server's half on the device, for one that can afford it."""
+
+    def __init__(self, folder: Path, manifest: Manifest, *, threads: int | None = None) -> None:
+        self.names = [output.name for output in manifest.outputs]
+        self.session = session(verified(folder, manifest, "tail.onnx"), threads, "CPU")
+
+    def __call__(self, features: np.ndarray) -> dict[str, np.ndarray]:
+        arrays = self.session.run(self.names, {"features": features[None]})
+        return {name: array[0] for name, array in zip(self.names, arrays, strict=True)}
+
+
+def session(path: Path, threads: int | None, provider: str) -> ort.InferenceSession:
+    """A session that does not spin while idle (60 % of a core at 10 fps) on one provider.
+
+    ModelError if the provider is missing: ONNX Runtime itself would fall back without a word.
+    """
+    wanted = f"{provider}ExecutionProvider"
+    if wanted not in ort.get_available_providers():
+        found = ", ".join(ort.get_available_providers())
+        raise ModelError(f"ONNX Runtime has no {wanted}, only {found}\nhelp: install its build")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or max(1, (os.cpu_count() or 2) - 1)
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(str(path), options, providers=[wanted])
+    except Exception as error:  # ONNX Runtime's own tree starts at RuntimeError and Exception
+        raise ModelError(f"{path.name} does not load: {error}") from error
