@@ -176,8 +176,9 @@ def edge(
     source: Annotated[str, typer.Option(help="A folder, a picture, a video, a camera.")],
     cloud: Annotated[str | None, typer.Option(help="The server's host:port.")] = None,
     deadline: Annotated[float | None, typer.Option(help="Seconds a frame may take.")] = None,
-    plan: Annotated[list[str] | None, typer.Option(help="Pin a plan; several go in turn.")] = None,
+    plan: Annotated[list[str] | None, typer.Option(help="Pin a plan (auto: the gate decides); several go in turn.")] = None,
     repeat: Annotated[int, typer.Option(help="Show a folder's pictures so many times.")] = 1,
+    inflight: Annotated[int, typer.Option(help="Frames between capture and result.")] = 4,
     threads: Annotated[int | None, typer.Option(help="Of ONNX Runtime.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
@@ -185,10 +186,11 @@ def edge(
     from splitrt.edge.capture import open_source
     from splitrt.edge.edge import Edge
 
-    for name in plan or [None]:
-        with Edge(folder, cloud=cloud, deadline=deadline, plan=name, threads=threads) as device:
+    for name in plan or ["auto"]:
+        pin = None if name == "auto" else name
+        with Edge(folder, cloud=cloud, deadline=deadline, plan=pin, threads=threads) as device:
             for _ in range(repeat):
-                for frame, result in device.stream(open_source(source)):
+                for frame, result in device.stream(open_source(source), inflight=inflight):
                     answer = _answer(result, device.manifest.labels)
                     line = _json_line if as_json else _line
                     print(line(frame.name, name, answer, result), flush=True)
@@ -222,17 +224,17 @@ def _answer(result: Result, labels: list[str] | None) -> str:
     return labels[best] if labels else str(best)
 
 
-def _line(name: str, _: str | None, answer: str, result: Result) -> str:
+def _line(name: str, _: str, answer: str, result: Result) -> str:
     total, size = result.timings.total, result.sent_bytes
     why = f"  ({result.reason})" if result.reason else ""
     where = result.where or "none"
     return f"{name:24} {answer:12} {where:6} {result.plan:6} {size:7,} B {total:8.1f} ms{why}"
 
 
-def _json_line(name: str, pinned: str | None, answer: str, result: Result) -> str:
+def _json_line(name: str, plan: str, answer: str, result: Result) -> str:
     line: dict[str, Any] = {
         "frame": name,
-        "plan": pinned or "auto",
+        "plan": plan,
         "went": result.plan,
         "answer": answer,
         "where": result.where,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from safetensors.torch import load
 
+from splitrt.cloud.program import load_program
 from splitrt.core.codec import Codec, codecs
 from splitrt.core.manifest import Manifest, verified
 from splitrt.errors import ModelError, PacketError
@@ -35,7 +36,7 @@ class Tail:
             torch.set_num_threads(threads)
         self.codecs = codecs(folder, manifest)
         self.scales = self._scales(folder)
-        program = torch.export.load(str(verified(folder, manifest, "tail.pt2")))
+        program = load_program(verified(folder, manifest, "tail.pt2"))
         if self.device.type != "cpu":
             program = torch.export.passes.move_to_device_pass(program, self.device)
         self.module = program.module()

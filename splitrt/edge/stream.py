@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from splitrt.core.result import Result
 from splitrt.edge.capture import Frame
@@ -14,32 +14,35 @@ from splitrt.errors import ModelMismatch, PacketError, SplitrtError
 if TYPE_CHECKING:
     from splitrt.edge.edge import Edge, Flight
 
-LEAVING = 40  # times 50 ms: how long a source that blocks is waited for
+LEAVING = 2.0  # seconds that a source which blocks is waited for
 
-Started = tuple[Frame, "Flight | PacketError"] | BaseException | None
+Started: TypeAlias = "tuple[Frame, Flight | PacketError] | BaseException | None"
 
 
 def stream(edge: Edge, source: Iterable[Frame], inflight: int) -> Iterator[tuple[Frame, Result]]:
-    """(frame, result) in order of capture, exactly one for each frame of the source."""
+    """(frame, result) in order of capture, exactly one for each frame of the source.
+
+    At most `inflight` frames are between capture and result.
+    """
     if inflight < 1:
         raise SplitrtError(f"inflight = {inflight}\nhelp: at least 1")
-    started: queue.Queue[Started] = queue.Queue(maxsize=inflight)
-    stop = threading.Event()
-    arguments = (edge, source, started, stop)
-    worker = threading.Thread(target=_launch_all, args=arguments, name="head", daemon=True)
+    started: queue.SimpleQueue[Started] = queue.SimpleQueue()
+    places, stop = threading.Semaphore(inflight), threading.Event()
+    worker = threading.Thread(
+        target=_launch_all, args=(edge, source, started, places, stop), name="head", daemon=True
+    )
     worker.start()
     try:
         while (item := started.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
-            yield item[0], _landed(edge, *item)
+            landed = _landed(edge, *item)
+            places.release()
+            yield item[0], landed
     finally:
         stop.set()
-        for _ in range(LEAVING):
-            _drain(started)  # it may be waiting to put
-            worker.join(0.05)
-            if not worker.is_alive():
-                break
+        places.release()
+        worker.join(LEAVING)
 
 
 def _landed(edge: Edge, frame: Frame, flight: Flight | PacketError) -> Result:
@@ -52,25 +55,22 @@ def _landed(edge: Edge, frame: Frame, flight: Flight | PacketError) -> Result:
 
 
 def _launch_all(
-    edge: Edge, source: Iterable[Frame], started: queue.Queue[Started], stop: threading.Event
+    edge: Edge,
+    source: Iterable[Frame],
+    started: queue.SimpleQueue[Started],
+    places: threading.Semaphore,
+    stop: threading.Event,
 ) -> None:
+    frames = iter(source)
     try:
-        for frame in source:
-            if stop.is_set():
-                return
+        while places.acquire() and not stop.is_set():
+            frame = next(frames, None)
+            if frame is None:
+                break
             try:
                 started.put((frame, edge.launch(frame.image, frame.captured)))
             except PacketError as error:
                 started.put((frame, error))
+        started.put(None)
     except BaseException as error:  # whatever the source or the head raised is the consumer's
         started.put(error)
-    else:
-        started.put(None)
-
-
-def _drain(started: queue.Queue[Started]) -> None:
-    while True:
-        try:
-            started.get_nowait()
-        except queue.Empty:
-            return

@@ -62,11 +62,10 @@ class Whole(nn.Module):
 
     def __init__(self, split: Split) -> None:
         super().__init__()
-        self.whole, self.pixels = split.graph.module, split.pixels
+        self.whole, self.pixels = split.graph.whole(), split.pixels
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        outputs = self.whole(x if self.pixels is None else self.pixels(x))
-        return tuple(torch.utils._pytree.tree_leaves(outputs))
+        return self.whole(x if self.pixels is None else self.pixels(x))
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,6 +154,10 @@ class Graph:
         results = [*map(self._node, taps), *self._outputs()]
         return self._extract([self._node(cut)], results)
 
+    def whole(self) -> fx.GraphModule:
+        """The model itself, returning a tuple of tensors."""
+        return self._extract([self.input], self._outputs())
+
     def tap_whole(self, cut: Cut, taps: Sequence[Cut]) -> fx.GraphModule:
         """The whole model, returning (what crosses, *taps, *outputs)."""
         results = [self._node(cut), *map(self._node, taps), *self._outputs()]

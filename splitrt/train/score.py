@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import statistics
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ import torch
 from PIL import Image
 
 from splitrt.cloud import Server
-from splitrt.core.manifest import Manifest
+from splitrt.cloud.program import load_program
+from splitrt.core.manifest import Manifest, verified
 from splitrt.core.result import Result
 from splitrt.edge.capture import Frame
 from splitrt.edge.edge import Edge
@@ -117,7 +119,7 @@ class Whole:
             raise ModelError(f"{folder} has no whole.pt2 to compare with\nhelp: export it again")
         if manifest.input.kind != "pixels" or len(manifest.outputs[0].shape) != 1:
             raise ModelError("score needs a model that takes pictures and answers with classes")
-        self.module = torch.export.load(str(folder / "whole.pt2")).module()
+        self.module = load_program(verified(folder, manifest, "whole.pt2")).module()
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """uint8 [N, H, W, C] -> int64 [N]."""
@@ -130,8 +132,6 @@ class Whole:
 
     def milliseconds(self, frames: Frames) -> float:
         """Median over single pictures."""
-        import time
-
         times = []
         for image in frames.images[:TIMED]:
             started = time.perf_counter()
@@ -170,8 +170,6 @@ def _plan(
 
 
 def _capture(frames: Frames) -> Iterator[Frame]:
-    import time
-
     for index, image in enumerate(frames.images):
         yield Frame(image=image, index=index, captured=time.monotonic(), name=str(index))
 

@@ -1,0 +1,183 @@
+"""The first thing a newcomer runs: a server and a device, two processes, real pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from splitrt.cloud.program import load_program
+from splitrt.core.manifest import Manifest, verified
+from splitrt.edge.capture import Pictures, fit, open_source
+from splitrt.errors import LinkDown, ModelError, SplitrtError
+
+HERE = Path(__file__).parent
+MODELS = (HERE / "model", HERE.parent / "models" / "cifar10-resnet")  # a wheel's, a clone's
+ROUNDS = 10  # times that each picture goes by each plan
+FRAMES = 40  # of a video or a camera
+PATIENCE = 60.0  # seconds for the server to come up
+MEANING = {
+    "auto": "the gate decides: sure answers stay here, the rest goes as {default}",
+    "exit": "the device alone: a small classifier behind the head",
+    "local": "the device alone: head and tail, no network",
+    "f32": "sent exactly",
+    "f16": "sent as half floats",
+    "q8": "sent as 8-bit codes",
+    "q4": "sent as 4-bit codes",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PlanReport:
+    """One plan over all pictures. agreement: share answered as the whole model answers."""
+
+    name: str
+    where: str
+    agreement: float
+    bytes_mean: float
+    p50_ms: float
+    p99_ms: float
+    frames: int
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the demo found."""
+
+    model: str
+    pictures: int
+    raw_bytes: float
+    plans: list[PlanReport]
+
+    @property
+    def summary(self) -> str:
+        """What the table says, in a sentence."""
+        sent = [plan for plan in self.plans if plan.where == "cloud"]
+        if not sent:
+            return ""
+        least = min(sent, key=lambda plan: plan.bytes_mean)
+        return (
+            f"By {least.name} a picture crosses the network in {least.bytes_mean:,.0f} bytes; its "
+            f"pixels are {self.raw_bytes:,.0f}. Every frame ended as a result that says where."
+        )
+
+    def as_dict(self) -> dict[str, object]:
+        """The object that `splitrt demo --json` prints."""
+        return {**asdict(self), "plans": [asdict(plan) for plan in self.plans]}
+
+
+def run(source: str | None, *, quiet: bool = False) -> Report:
+    """Start both processes, send the pictures by every plan, compare with the whole model."""
+    folder = shipped()
+    manifest = Manifest.load(folder)
+    gated = manifest.exit is not None and manifest.exit.threshold is not None
+    plans = [*(["auto"] if gated else []), *(plan.name for plan in manifest.plans)]
+    with served(folder) as address, _pictures(source or str(HERE / "pictures")) as pictures:
+        if not quiet:
+            print(f"server: {address}, its own process; device: another", flush=True)
+        whole = _whole_answers(folder, manifest, pictures)
+        lines = _device(folder, address, pictures, plans)
+    reports = [_report(plan, lines, whole, manifest) for plan in plans]
+    pixels = float(np.prod(manifest.input.shape))
+    return Report(manifest.name, len(whole), pixels, reports)
+
+
+def shipped() -> Path:
+    """The model directory that comes with splitrt."""
+    for folder in MODELS:
+        if (folder / "model.toml").exists():
+            return folder
+    raise ModelError("the shipped model is missing\nhelp: run from a clone, or install the wheel")
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """A server in a process of its own, on a free port of this machine; yields its address."""
+    command = [sys.executable, "-m", "splitrt.cli", "serve", str(folder), "--port", "0"]
+    process = subprocess.Popen([*command, "--threads", "1"], stdout=subprocess.PIPE, text=True)
+    alarm = threading.Timer(PATIENCE, process.kill)
+    alarm.start()
+    try:
+        assert process.stdout is not None
+        found = re.search(r" at (\S+)$", process.stdout.readline().strip())
+        if found is None:
+            raise LinkDown("the server did not start\nhelp: try `splitrt serve` by itself")
+        alarm.cancel()
+        yield found.group(1)
+    finally:
+        alarm.cancel()
+        process.terminate()
+        process.wait()
+
+
+@contextlib.contextmanager
+def _pictures(source: str) -> Iterator[str]:
+    """The source itself, or a folder with a few frames of a video or a camera.
+
+    Every plan and the whole model are to see the same frames.
+    """
+    frames = open_source(source)
+    if isinstance(frames, Pictures):
+        yield source
+        return
+    with tempfile.TemporaryDirectory() as folder, frames:
+        for frame in itertools.islice(frames, FRAMES):
+            Image.fromarray(frame.image).save(Path(folder) / f"frame-{frame.index:04d}.png")
+        yield folder
+
+
+def _device(folder: Path, address: str, source: str, plans: list[str]) -> list[dict]:
+    """What the device's process said of every frame."""
+    command = [sys.executable, "-m", "splitrt.cli", "edge", str(folder), "--source", source]
+    command += ["--cloud", address, "--inflight", "1", "--threads", "1", "--json"]
+    command += ["--repeat", str(ROUNDS)]
+    for plan in plans:
+        command += ["--plan", plan]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SplitrtError(f"the device stopped: {done.stderr.strip()[-500:]}")
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@torch.inference_mode()
+def _whole_answers(folder: Path, manifest: Manifest, source: str) -> dict[str, str]:
+    """The whole model's class for each picture, by the picture's name."""
+    whole = load_program(verified(folder, manifest, "whole.pt2")).module()
+    height, width, _ = manifest.input.shape
+    answers = {}
+    for frame in open_source(source):
+        picture = torch.from_numpy(fit(frame.image, height, width).copy())[None]
+        best = int(whole(picture)[0].argmax())
+        answers[frame.name] = manifest.labels[best] if manifest.labels else str(best)
+    return answers
+
+
+def _report(plan: str, lines: list[dict], whole: dict[str, str], manifest: Manifest) -> PlanReport:
+    mine = [line for line in lines if line["plan"] == plan]
+    times = [line["ms"] for line in mine]
+    wheres = sorted({line["where"] or "none" for line in mine})
+    meaning = MEANING.get(plan, "").format(default=manifest.default_plan)
+    return PlanReport(
+        name=plan,
+        where=" + ".join(wheres),
+        agreement=statistics.fmean(line["answer"] == whole[line["frame"]] for line in mine),
+        bytes_mean=statistics.fmean(line["sent_bytes"] for line in mine),
+        p50_ms=float(np.percentile(times, 50)),
+        p99_ms=float(np.percentile(times, 99)),
+        frames=len(mine),
+        meaning=meaning,
+    )

@@ -1,0 +1,91 @@
+"""A small model that the tests make themselves, its directory, and a server of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from splitrt.cloud import Server
+from splitrt.train import Frames, Split, cut, export
+
+torch.set_num_threads(1)
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+
+
+class Small(nn.Module):
+    """A residual network of 10 classes for 32-pixel pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.side = nn.Conv2d(8, 8, 3, 1, 1)
+        self.last = nn.Conv2d(8, 16, 3, 2, 1)
+        self.classify = nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = torch.relu(x + self.side(x))
+        return self.classify(self.last(x).mean((2, 3)))
+
+
+def settled(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """The model after a few train-mode batches: fresh BatchNorm would squash everything."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for _ in range(5):
+            model.train()(torch.randn(4, *shape))
+    return model.eval()
+
+
+def pictures(count: int, size: int = 32, seed: int = 0) -> Frames:
+    """Smooth random pictures with random labels."""
+    random = np.random.default_rng(seed)
+    coarse = random.integers(0, 256, (count, size // 4, size // 4, 3), np.uint8)
+    images = coarse.repeat(4, axis=1).repeat(4, axis=2)
+    return Frames(images, random.integers(0, 10, count))
+
+
+@pytest.fixture(scope="session")
+def whole() -> nn.Module:
+    torch.manual_seed(0)
+    return settled(Small(), (3, 32, 32))
+
+
+@pytest.fixture(scope="session")
+def split(whole: nn.Module) -> Split:
+    torch.manual_seed(0)
+    made = cut(whole, after="stem", channels=4, shape=(1, 3, 32, 32))
+    settled(made.bottleneck.trunk, made.place.shape)
+    return made
+
+
+@pytest.fixture(scope="session")
+def model_dir(split: Split, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "small"
+    export(split, folder, frames=pictures(400), held_out=pictures(100, seed=1))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def plain_dir(whole: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cut without a bottleneck, so without an exit to stand in."""
+    folder = tmp_path_factory.mktemp("models") / "plain"
+    export(cut(whole, after="stem", shape=(1, 3, 32, 32)), folder, frames=pictures(50))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(model_dir: Path) -> Iterator[Server]:
+    with Server(model_dir, port=0, threads=1) as running:
+        yield running
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    return pictures(1, seed=2).images[0]

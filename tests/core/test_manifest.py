@@ -1,0 +1,84 @@
+"""The model directory: what is refused before anything of it is used."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from splitrt.core.manifest import Manifest, prove, verified
+from splitrt.errors import ModelError
+
+
+@pytest.fixture
+def copy(model_dir: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(model_dir, tmp_path / "copy"))
+
+
+def edited(folder: Path, old: str, new: str) -> None:
+    text = (folder / "model.toml").read_text()
+    assert old in text
+    (folder / "model.toml").write_text(text.replace(old, new, 1))
+
+
+def test_a_directory_that_was_just_written_is_proved(model_dir: Path):
+    assert set(prove(model_dir).codecs) == {"f32", "f16", "q8", "q4"}
+
+
+def test_a_changed_byte_is_found(copy: Path):
+    raw = bytearray((copy / "head.onnx").read_bytes())
+    raw[100] ^= 1
+    (copy / "head.onnx").write_bytes(raw)
+    with pytest.raises(ModelError, match=r"head\.onnx has sha256"):
+        prove(copy)
+
+
+def test_a_missing_file_an_extra_file_and_a_symlink_are_found(copy: Path):
+    (copy / "extra.bin").write_bytes(b"x")
+    with pytest.raises(ModelError, match=r"extra\.bin"):
+        prove(copy)
+    (copy / "extra.bin").unlink()
+    (copy / "q4.dict").rename(copy.parent / "q4.dict")
+    with pytest.raises(ModelError, match="missing"):
+        prove(copy)
+    (copy / "q4.dict").symlink_to(copy.parent / "q4.dict")
+    with pytest.raises(ModelError, match="plain file"):
+        verified(copy, Manifest.load(copy), "q4.dict")
+
+
+@pytest.mark.parametrize("name", ["../head.onnx", "/etc/passwd", "a/b", ".hidden", "x\\n"])
+def test_file_names_that_lead_elsewhere_are_refused(copy: Path, name: str):
+    edited(copy, '"head.onnx" =', f'"{name}" =')
+    with pytest.raises(ModelError):
+        Manifest.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("format = 1", "format = 2"),
+        ("format = 1", "format = 1\nsurprise = 1"),
+        ('default_plan = "q4"', 'default_plan = "q5"'),
+        ("bits = 4", "bits = 5"),
+        ("shape = [", "shape = [0, "),
+        ("shape = [", "shape = [1000000000, "),
+        ("format = 1", "format = ["),
+    ],
+)
+def test_a_wrong_manifest_is_a_model_error(copy: Path, old: str, new: str):
+    edited(copy, old, new)
+    with pytest.raises(ModelError):
+        Manifest.load(copy)
+
+
+def test_no_manifest_is_said_with_a_way_out(tmp_path: Path):
+    with pytest.raises(ModelError, match="help:"):
+        Manifest.load(tmp_path)
+
+
+def test_comments_are_welcome_but_change_the_digest(copy: Path):
+    before = Manifest.load(copy).digest
+    with (copy / "model.toml").open("a") as file:
+        file.write("# seen by both\n")
+    assert Manifest.load(copy).digest != before
