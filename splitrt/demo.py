@@ -26,7 +26,7 @@ from splitrt.errors import LinkDown, ModelError, SplitrtError
 
 HERE = Path(__file__).parent
 MODELS = (HERE / "model", HERE.parent / "models" / "cifar10-resnet")  # a wheel's, a clone's
-ROUNDS = 10  # times that each picture goes by each plan
+ROUNDS = 6  # times that each picture goes by each plan
 FRAMES = 40  # of a video or a camera
 PATIENCE = 60.0  # seconds for the server to come up
 MEANING = {

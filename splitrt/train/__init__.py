@@ -2,6 +2,7 @@
 
 from splitrt.train.cut import Pixels, Split, cut
 from splitrt.train.distill import Schedule, distill, fast, varied
+from splitrt.train.exits import calibration_error
 from splitrt.train.export import About, export
 from splitrt.train.frames import Frames, read
 from splitrt.train.score import score
@@ -12,6 +13,7 @@ __all__ = [
     "Pixels",
     "Schedule",
     "Split",
+    "calibration_error",
     "cut",
     "distill",
     "export",
