@@ -1,6 +1,6 @@
 """The README's table: the shipped model on CIFAR-10, every plan beside JPEG and WebP.
 
-    python benchmarks/cifar10.py --data DIR      # DIR: jpeg_test.npz, clean_test_1017.npz
+python benchmarks/cifar10.py --data DIR      # DIR: jpeg_test.npz, clean_test_1017.npz
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from splitrt.train import About, Frames, Pixels, Schedule, cut, distill, export,
 
 logger = logging.getLogger("cifar10")
 
-CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 BATCH = 500
 PEAK = 0.4  # learning rate of SGD
 HOLE = 8  # pixels a side of the patch that is blanked (DeVries and Taylor 2017)

@@ -39,7 +39,6 @@ def check(folder: Path) -> Iterator[str]:
     yield _same_tails(folder, seen["features"], outputs)
 
 
-
 def _same_tails(folder: Path, features: np.ndarray, outputs: dict[str, np.ndarray]) -> str:
     import torch
 

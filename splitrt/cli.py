@@ -29,7 +29,8 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Folder = Annotated[Path, typer.Argument(help="A model directory.", metavar="DIR")]
 Whole = Annotated[
-    str, typer.Argument(help="Where the model is: a callable returning it.", metavar="MODULE:CALLABLE")
+    str,
+    typer.Argument(help="Where the model is: a callable returning it.", metavar="MODULE:CALLABLE"),
 ]
 Shape = Annotated[str, typer.Option(help="What the model takes, with batch.")]
 
@@ -176,7 +177,10 @@ def edge(
     source: Annotated[str, typer.Option(help="A folder, a picture, a video, a camera.")],
     cloud: Annotated[str | None, typer.Option(help="The server's host:port.")] = None,
     deadline: Annotated[float | None, typer.Option(help="Seconds a frame may take.")] = None,
-    plan: Annotated[list[str] | None, typer.Option(help="Pin a plan (auto: the gate decides); several go in turn.")] = None,
+    plan: Annotated[
+        list[str] | None,
+        typer.Option(help="Pin a plan (auto: the gate decides); several go in turn."),
+    ] = None,
     repeat: Annotated[int, typer.Option(help="Show a folder's pictures so many times.")] = 1,
     inflight: Annotated[int, typer.Option(help="Frames between capture and result.")] = 4,
     threads: Annotated[int | None, typer.Option(help="Of ONNX Runtime.")] = None,

@@ -50,7 +50,9 @@ class Server:
         max_inflight: int = 8,
         threads: int | None = None,
     ) -> None:
-        bytearray(31 << 20)  # freed at once: raises glibc's mmap threshold, 1 MB messages 2.5× faster
+        bytearray(
+            31 << 20
+        )  # freed at once: raises glibc's mmap threshold, 1 MB messages 2.5× faster
         self.manifest = Manifest.load(folder)
         self.tail = Tail(folder, self.manifest, device=device, threads=threads)
         self.batcher = Batcher(self.tail, largest=max_batch)
@@ -143,7 +145,9 @@ class Server:
     async def _infer(self, request: wire.Request | None, context: Any) -> wire.Answer:
         """One frame by itself; the handshake travels with it."""
         if request is None or not (request.HasField("hello") and request.HasField("frame")):
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a Request with hello and frame")
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, "not a Request with hello and frame"
+            )
         await self._agree(request.hello, context)
         answer: asyncio.Future[wire.Answer] = self._loop.create_future()
         self._admit(request.frame, lambda reply: answer.done() or answer.set_result(reply))
@@ -186,7 +190,9 @@ class Server:
         except (TimeoutError, asyncio.TimeoutError, StopAsyncIteration):
             first = None
         if first is None or not first.HasField("hello"):
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message is not a Hello")
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, "the first message is not a Hello"
+            )
         await self._agree(first.hello, context)
         welcome = wire.Welcome(protocol=packet.PROTOCOL, max_inflight=self.max_inflight)
         await context.write(wire.ToEdge(welcome=welcome))

@@ -28,7 +28,12 @@ class Tail:
     """tail.pt2 on one device. Used by one thread: the batcher's."""
 
     def __init__(
-        self, folder: str | Path, manifest: Manifest, *, device: str = "cpu", threads: int | None = None
+        self,
+        folder: str | Path,
+        manifest: Manifest,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
     ) -> None:
         self.device = _device(device)
         self.manifest = manifest

@@ -80,7 +80,9 @@ class Codec:
 
     def _floats(self, flat: np.ndarray) -> bytes:
         if not np.isfinite(flat).all():
-            raise PacketError("the head gave NaN or infinity\nhelp: check the picture and the model")
+            raise PacketError(
+                "the head gave NaN or infinity\nhelp: check the picture and the model"
+            )
         if self.bits == 16:
             return flat.clip(-LARGEST_HALF, LARGEST_HALF).astype("<f2").tobytes()
         return flat.astype("<f4").tobytes()

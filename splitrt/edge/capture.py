@@ -66,8 +66,8 @@ class Pictures:
 class Camera:
     """A camera, a stream or a video file. A file gives every frame, a live source the latest.
 
-        with Camera("rtsp://door/stream") as camera:
-            for frame in camera: ...
+    with Camera("rtsp://door/stream") as camera:
+        for frame in camera: ...
     """
 
     def __init__(self, source: str) -> None:
@@ -145,7 +145,9 @@ class Camera:
         else:
             capture = self._cv2.VideoCapture(source)
         if not capture.isOpened():
-            raise SplitrtError(f"{self.source} cannot be opened\nhelp: is it there, and not in use?")
+            raise SplitrtError(
+                f"{self.source} cannot be opened\nhelp: is it there, and not in use?"
+            )
         return capture
 
 
@@ -157,8 +159,7 @@ def open_source(text: str) -> Pictures | Camera:
     if text.startswith((*LIVE, "file://")) or path.suffix.lower() in VIDEOS:
         return Camera(text)
     raise SplitrtError(
-        f"no source {text!r}\n"
-        "help: a folder, a picture, a video, /dev/video0, rtsp://…, csi://0"
+        f"no source {text!r}\nhelp: a folder, a picture, a video, /dev/video0, rtsp://…, csi://0"
     )
 
 

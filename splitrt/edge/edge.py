@@ -249,9 +249,7 @@ class Edge:
             raise PacketError(f"the server refused the frame: {detail}")
         raise LinkDown(f"the server failed: {detail}")
 
-    def _answered(
-        self, flight: Flight, arrival: Arrival, outputs: dict[str, np.ndarray]
-    ) -> Result:
+    def _answered(self, flight: Flight, arrival: Arrival, outputs: dict[str, np.ndarray]) -> Result:
         assert flight.pending is not None
         answer, away = arrival.answer, 1000 * (arrival.at - flight.pending.sent_at)
         server, tail = answer.queue_us / 1000, answer.compute_us / 1000

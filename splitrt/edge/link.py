@@ -99,7 +99,9 @@ class Link:
 
         Only the very first frame waits, for the first connection.
         """
-        self._tried.wait(self.connect_timeout if slack is None else min(slack, self.connect_timeout))
+        self._tried.wait(
+            self.connect_timeout if slack is None else min(slack, self.connect_timeout)
+        )
         if not self._up.is_set():
             raise self._error
         with self._lock:
@@ -178,7 +180,11 @@ class Link:
         while not self._closed.wait(self.silence / 5):
             with self._lock:
                 oldest = min((p.sent_at for p in self._pending.values()), default=None)
-            if oldest is not None and time.monotonic() - oldest > self.silence and self._up.is_set():
+            if (
+                oldest is not None
+                and time.monotonic() - oldest > self.silence
+                and self._up.is_set()
+            ):
                 logger.warning("%s silent for %.1f s: a fresh channel", self.address, self.silence)
                 self._hang_up()
 

@@ -71,7 +71,9 @@ class Tokens(nn.Module):
         inner = min(inputs, 128)
         self.trunk_shape = (inner, tokens)
         self.shape = (channels, tokens)
-        self.trunk = nn.Sequential(nn.LayerNorm(inputs), nn.Linear(inputs, inner), nn.GELU(), _Turn())
+        self.trunk = nn.Sequential(
+            nn.LayerNorm(inputs), nn.Linear(inputs, inner), nn.GELU(), _Turn()
+        )
         self.project = nn.Sequential(
             nn.Conv1d(inner, channels, 1, bias=False), nn.BatchNorm1d(channels, affine=False)
         )

@@ -10,20 +10,18 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
 from splitrt.errors import ModelError
 from splitrt.train.bottleneck import blur
+from splitrt.train.checkpoint import Keeper, bar
 from splitrt.train.cut import Split, wants_pixels
 from splitrt.train.frames import Frames
 from splitrt.train.graph import trace
@@ -63,8 +61,9 @@ def distill(
         raise ModelError("there is no bottleneck to train\nhelp: cut(…, channels=12)")
     torch.manual_seed(seed)
     run = _Run(split, teacher, frames, schedule, seed)
-    keeper = _Keeper(Path(checkpoint)) if checkpoint else None
-    with _bar(progress, schedule, len(frames)) as advance:
+    keeper = Keeper(Path(checkpoint)) if checkpoint else None
+    steps = math.ceil(len(frames) / schedule.batch) * (schedule.features + schedule.task)
+    with bar(progress, steps) as advance:
         for stage in (run.features_stage(), run.task_stage()):
             _train(stage, run, keeper, advance)
     return split.eval()
@@ -98,7 +97,7 @@ class _Run:
         self.count = 1 + len(taps)
         self.teacher = copy.deepcopy(graph.tap_whole(place, taps)).requires_grad_(False).eval()
         self.tail = copy.deepcopy(graph.part_with_taps(place, taps)).eval()
-        self.tail.load_state_dict(split.tail.state_dict(), strict=False)
+        self.tail.load_state_dict(split.tail.state_dict())
 
     def features_stage(self) -> _Stage:
         split, lr = self.split, self.schedule.lr
@@ -174,7 +173,10 @@ class _Run:
 
     def settle(self) -> None:
         """Give the trained tail back to the split."""
-        self.split.tail.load_state_dict(self.tail.state_dict(), strict=False)
+        trained = self.tail.state_dict()
+        self.split.tail.load_state_dict(
+            {name: trained[name] for name in self.split.tail.state_dict()}
+        )
 
     def steps(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         """The pictures of one epoch, shuffled and varied by seed and epoch alone."""
@@ -193,7 +195,7 @@ class _Run:
 
 
 def _train(
-    stage: _Stage, run: _Run, keeper: _Keeper | None, advance: Callable[[str, float], None]
+    stage: _Stage, run: _Run, keeper: Keeper | None, advance: Callable[[str, float], None]
 ) -> None:
     stage.enter()
     batch, frames = run.schedule.batch, len(run.frames)
@@ -257,70 +259,3 @@ def fast(device: torch.device) -> torch.autocast:
     """bfloat16 where the processor has instructions for it: about twice as fast."""
     able = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
     return torch.autocast(device.type, torch.bfloat16, enabled=able)
-
-
-class _Keeper:
-    """A distillation's state between epochs: two files of tensors and one of names."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def keep(self, stage: _Stage, epochs: int) -> None:
-        tensors = {
-            f"{part}.{name}": tensor.contiguous().clone()
-            for part, module in stage.parts.items()
-            for name, tensor in module.state_dict().items()
-        }
-        for number, state in stage.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{number}.{name}": v.clone() for name, v in state.items()}
-        target = self._file(stage)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = target.with_suffix(".new")
-        save_file(tensors, fresh, {"epochs": json.dumps(epochs)})
-        fresh.replace(target)
-
-    def restore(self, stage: _Stage) -> int:
-        """Load what was kept of the stage; the epochs that were done (0 if nothing was kept)."""
-        target = self._file(stage)
-        if not target.exists():
-            return 0
-        tensors = load_file(target)
-        for part, module in stage.parts.items():
-            prefix = f"{part}."
-            own = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-            module.load_state_dict(own)
-        kept: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimiser."):
-                _, number, name = key.split(".")
-                kept.setdefault(int(number), {})[name] = value
-        state = stage.optimiser.state_dict()
-        stage.optimiser.load_state_dict({"state": kept, "param_groups": state["param_groups"]})
-        return _epochs(target)
-
-    def _file(self, stage: _Stage) -> Path:
-        return self.path.with_name(f"{self.path.name}.{stage.name}.safetensors")
-
-
-def _epochs(file: Path) -> int:
-    from safetensors import safe_open
-
-    with safe_open(file, "pt") as opened:
-        return int(json.loads(opened.metadata()["epochs"]))
-
-
-class _bar:
-    """A progress bar over both stages, or silence."""
-
-    def __init__(self, shown: bool, schedule: Schedule, frames: int) -> None:
-        columns = (TextColumn("{task.description:<20}"), BarColumn(), TimeRemainingColumn())
-        self.progress = Progress(*columns, disable=not shown)
-        steps = max(1, math.ceil(frames / schedule.batch))
-        self.task = self.progress.add_task("distill", total=steps * (schedule.features + schedule.task))
-
-    def __enter__(self) -> Callable[[str, float], None]:
-        self.progress.start()
-        return lambda text, by: self.progress.update(self.task, description=text, advance=by)
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()

@@ -28,11 +28,13 @@ class Exit(nn.Module):
             inputs = WIDE // 2
         layers += [conv(inputs, WIDE, 3, 2, 1, bias=False), norm(WIDE), nn.ReLU()]
         self.features = nn.Sequential(*layers)
+        self.mean = nn.AdaptiveAvgPool2d(1) if maps else nn.AdaptiveAvgPool1d(1)
+        self.most = nn.AdaptiveMaxPool2d(1) if maps else nn.AdaptiveMaxPool1d(1)
         self.classify = nn.Linear(2 * WIDE, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.features(x).flatten(2)
-        return self.classify(torch.cat([x.mean(2), x.amax(2)], 1))
+        x = self.features(x)
+        return self.classify(torch.cat([self.mean(x).flatten(1), self.most(x).flatten(1)], 1))
 
 
 @dataclass(frozen=True, slots=True)

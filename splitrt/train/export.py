@@ -222,7 +222,10 @@ def _manifest(
     }
     if split.bottleneck is not None:
         parted["channels"] = split.crossing[0]
-    plans = [{"name": codec, "place": "cloud", "codec": codec, "head_macs": head_macs} for codec in codecs]
+    plans = [
+        {"name": codec, "place": "cloud", "codec": codec, "head_macs": head_macs}
+        for codec in codecs
+    ]
     plans.append({"name": "local", "place": "edge"})
     manifest: dict[str, object] = {
         "format": 1,
@@ -268,9 +271,7 @@ def _extra_macs(split: Split) -> int:
     return counter.get_total_flops() // 2
 
 
-def _record(
-    manifest: dict, split: Split, device: Device, held_out: Frames, folder: Path
-) -> None:
+def _record(manifest: dict, split: Split, device: Device, held_out: Frames, folder: Path) -> None:
     """Fill in bytes and accuracy of each plan and calibrate the exit, on held-out frames."""
     crossed: list[tuple[torch.Tensor, ...]] = []
     wholes: list[torch.Tensor] = []

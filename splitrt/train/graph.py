@@ -204,7 +204,9 @@ class Graph:
     def _cut(self, node: fx.Node, taken: dict[str, int]) -> Cut:
         shape = _sample_shape(node)
         before = self._before(node)
-        weights = {used.target for one in before for used in one.all_input_nodes if used.op == "get_attr"}
+        weights = {
+            used.target for one in before for used in one.all_input_nodes if used.op == "get_attr"
+        }
         value = node.meta["val"]
         count = int(torch.Size(shape).numel())
         return Cut(
@@ -286,7 +288,9 @@ class Graph:
         fresh = fx.Graph()
         made: dict[fx.Node, fx.Node] = {}
         for start in starts:
-            made[start] = fresh.placeholder(str(start.target) if start.op == "placeholder" else "features")
+            made[start] = fresh.placeholder(
+                str(start.target) if start.op == "placeholder" else "features"
+            )
             made[start].meta = dict(start.meta)
         for node in self._needed(starts, results):
             if node in made:
@@ -399,7 +403,9 @@ def _names(outputs: Any) -> tuple[str, ...]:
 
 
 def _joined(path: Sequence[Any]) -> str:
-    words = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path]
+    words = [
+        str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path
+    ]
     return "output" + ".".join(words) if words[0].isdigit() else ".".join(words)
 
 

@@ -50,8 +50,7 @@ def lower_opset(proto: onnx.ModelProto) -> int:
     """
     stated = next(entry for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     since = [
-        onnx.defs.get_schema(op, stated.version, "").since_version
-        for op in _operators(proto.graph)
+        onnx.defs.get_schema(op, stated.version, "").since_version for op in _operators(proto.graph)
     ]
     stated.version = max([13, *since])  # 13: the first whose Cast and Softmax are today's
     return stated.version

@@ -23,7 +23,9 @@ def load(spec: str) -> nn.Module:
     """
     place, colon, name = spec.partition(":")
     if not (place and colon and name):
-        raise ModelError(f"{spec!r} names no model\nhelp: write MODULE:CALLABLE, as in nets:resnet50")
+        raise ModelError(
+            f"{spec!r} names no model\nhelp: write MODULE:CALLABLE, as in nets:resnet50"
+        )
     module = _module(place)
     if not hasattr(module, name):
         near = difflib.get_close_matches(name, dir(module), 1)

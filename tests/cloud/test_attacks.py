@@ -206,7 +206,13 @@ def test_raw_bytes_and_silence_on_the_port_harm_nobody(model_dir, server, channe
     host, port = server.address.rsplit(":", 1)
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
     lines = []
-    for start in (b"", b"GET / HTTP/1.1\r\n\r\n", preface, preface + b"\xff" * 100, b"\x16\x03\x01"):
+    for start in (
+        b"",
+        b"GET / HTTP/1.1\r\n\r\n",
+        preface,
+        preface + b"\xff" * 100,
+        b"\x16\x03\x01",
+    ):
         for _ in range(20):
             line = socket.create_connection((host, int(port)), 5)
             line.sendall(start)

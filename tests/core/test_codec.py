@@ -80,8 +80,19 @@ GOOD = CODEC.encode(np.zeros(1000, np.uint8))
         b"\x01" + bytes.fromhex("e0") + (2**63 - 1).to_bytes(8, "little") + b"\0" * 20,
     ],
     ids=[
-        "empty", "unknown-flag", "one-short", "one-long", "no-body", "states-less", "states-more",
-        "states-nothing", "trailing-garbage", "second-frame", "bomb", "forged-1TiB", "forged-2^63",
+        "empty",
+        "unknown-flag",
+        "one-short",
+        "one-long",
+        "no-body",
+        "states-less",
+        "states-more",
+        "states-nothing",
+        "trailing-garbage",
+        "second-frame",
+        "bomb",
+        "forged-1TiB",
+        "forged-2^63",
     ],
 )
 def test_a_small_payload_cannot_claim_to_be_something_else(payload: bytes):

@@ -121,7 +121,7 @@ def test_nobody_there_and_no_exit_raises_or_is_named(plain_dir, image):
     with Edge(plain_dir, cloud="127.0.0.1:1", plan="f16", deadline=0.5) as edge:
         with pytest.raises(LinkDown):
             edge(image)
-        (_, result), = edge.stream(frames(1))
+        ((_, result),) = edge.stream(frames(1))
     assert (result.where, result.outputs) == (None, {})
     assert result.reason
 

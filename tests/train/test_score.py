@@ -1,0 +1,64 @@
+"""Score: the table is counted, not assumed."""
+
+from __future__ import annotations
+
+import pytest
+
+from splitrt.errors import ModelError, SplitrtError
+from splitrt.train import Frames, cut, export, score
+from tests.conftest import SHARED, pictures
+
+
+def test_without_bottleneck_every_exact_plan_agrees_with_the_whole(plain_dir):
+    frames = Frames(pictures(60, seed=6).images)
+    found = score(plain_dir, frames, plans=["f32", "local"])
+    assert found.whole == 1.0 and not found.labelled
+    assert [(plan.accuracy, plan.lost) for plan in found.plans] == [(1.0, 0), (1.0, 0)]
+    f32, local = found.plans
+    assert 8 * 16 * 16 * 4 < f32.bytes_mean < 8 * 16 * 16 * 4 + 20
+    assert local.bytes_mean == 0 and (f32.where, local.where) == ("cloud", "edge")
+
+
+def test_baselines_are_the_same_pictures_as_files(model_dir):
+    frames = pictures(30, seed=6)
+    found = score(model_dir, frames, plans=["q4"])
+    assert [line.codec for line in found.baselines] == ["jpeg"] * 5 + ["webp"] * 5
+    jpeg = [line for line in found.baselines if line.codec == "jpeg"]
+    assert all(line.scan_bytes_mean < line.bytes_mean for line in jpeg)
+    assert jpeg[0].bytes_mean < jpeg[-1].bytes_mean
+    keys = found.as_dict()
+    assert set(keys["whole"]) >= {"accuracy"}
+    wanted = {"name", "accuracy", "bytes_mean", "bytes_p95", "head_ms", "total_ms"}
+    assert set(keys["plans"][0]) >= wanted
+    assert set(keys["baselines"][0]) >= {"codec", "quality", "accuracy", "bytes_mean"}
+
+
+def test_the_gated_plan_answers_some_here(model_dir):
+    found = score(model_dir, pictures(40), plans=["auto"], baselines=False)
+    assert 0 <= found.plans[0].share_edge <= 1 and found.plans[0].lost == 0
+
+
+def test_an_unknown_plan_and_a_model_without_whole_are_named(model_dir, tmp_path):
+    with pytest.raises(SplitrtError, match="'q5'"):
+        score(model_dir, pictures(2), plans=["q5"])
+    import torch
+
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Linear(8, 3)).eval()
+    export(cut(model, after="0", shape=(1, 6)), tmp_path / "m")
+    with pytest.raises(ModelError, match="pictures"):
+        score(tmp_path / "m", pictures(2))
+
+
+def test_the_shipped_model_keeps_its_promise_on_real_pictures():
+    """300 bytes a picture, two points lost at most, on a sample of the lossless test set."""
+    if not SHARED.exists():
+        pytest.skip("../shared/data is absent")
+    from splitrt.demo import shipped
+    from splitrt.train import read
+
+    file = SHARED / "cifar10" / "clean_test_1017.npz"
+    frames = read(file, height=32, width=32)
+    found = score(shipped(), frames, plans=["q4"], baselines=False)
+    assert found.whole >= 0.88
+    assert found.plans[0].accuracy >= found.whole - 0.02
+    assert found.plans[0].bytes_mean <= 330
