@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -13,6 +13,8 @@ from torch import nn
 
 IR_VERSION = 8
 WRITES = 18  # the opset of torch's exporter
+OLDEST = 13  # the first whose Cast, Softmax and reductions are like today's
+REDUCTIONS = {"ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2"}
 BATCH = torch.export.Dim("batch", min=1, max=4096)
 
 
@@ -45,21 +47,39 @@ def save(
 def lower_opset(proto: onnx.ModelProto) -> int:
     """Relabel to the lowest opset in which every operator is what it is now; returns it.
 
-    An operator whose schema did not change since opset n means the same under n, so nothing
-    is converted. (The exporter's own conversion fails silently.)
+    An operator whose schema did not change since opset n means the same under n. Only
+    reductions are rewritten: until 17 their axes were an attribute. (The exporter's own
+    conversion fails silently.)
     """
     stated = next(entry for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
-    since = [
-        onnx.defs.get_schema(op, stated.version, "").since_version for op in _operators(proto.graph)
-    ]
-    stated.version = max([13, *since])  # 13: the first whose Cast and Softmax are today's
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    since = [OLDEST]
+    for node in _nodes(proto.graph):
+        if node.op_type in REDUCTIONS and _with_attribute(node, constants):
+            continue
+        since.append(onnx.defs.get_schema(node.op_type, stated.version, "").since_version)
+    stated.version = max(since)
     return stated.version
 
 
-def _operators(graph: onnx.GraphProto) -> set[str]:
-    found = {node.op_type for node in graph.node if node.domain in ("", "ai.onnx")}
+def _with_attribute(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> bool:
+    """Turn constant axes of a reduction into an attribute; False if they are not constant."""
+    if len(node.input) == 2:
+        if node.input[1] not in constants:
+            return False
+        axes = onnx.numpy_helper.to_array(constants[node.input[1]]).tolist()
+        node.attribute.append(onnx.helper.make_attribute("axes", axes))
+        del node.input[1]
+    kept = [one for one in node.attribute if one.name != "noop_with_empty_axes"]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+    return True
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     for node in graph.node:
+        if node.domain in ("", "ai.onnx"):
+            yield node
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                found |= _operators(attribute.g)
-    return found
+                yield from _nodes(attribute.g)

@@ -1,0 +1,88 @@
+"""Who may import whom; and that the device never sees torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+OURS = {
+    "errors": set(),
+    "wire": {"wire"},
+    "core": {"errors", "wire", "core"},
+    "edge": {"errors", "wire", "core", "edge"},
+    "cloud": {"errors", "wire", "core", "cloud"},
+    "train": {"errors", "core", "train"},
+}
+OTHERS = {
+    "core": {"numpy", "zstandard", "pydantic", "tomli"},
+    "edge": {"numpy", "onnxruntime", "grpc", "PIL", "cv2"},
+    "cloud": {"numpy", "torch", "grpc", "google", "safetensors"},
+    "train": {
+        "numpy", "torch", "onnx", "PIL", "rich", "safetensors", "tomli_w", "zstandard",
+    },
+}  # fmt: skip
+# Two files run more than their layer: the score measures both halves over the real wire.
+ALSO = {"train/score.py": {"edge", "cloud"}}
+
+
+def imports(path: Path) -> set[str]:
+    """The modules that a file imports anywhere, by their full names."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("layer", OTHERS)
+def test_a_layer_imports_what_it_may(layer):
+    for path in (ROOT / "splitrt" / layer).glob("*.py"):
+        also = ALSO.get(f"{layer}/{path.name}", set())
+        for name in imports(path):
+            first, *rest = name.split(".")
+            if first == "splitrt":
+                assert rest and rest[0] in OURS[layer] | also, f"{path.name} imports {name}"
+            elif first not in sys.stdlib_module_names:
+                assert first in OTHERS[layer], f"{path.name} imports {name}"
+
+
+def test_benchmarks_and_recipes_use_public_names_only():
+    for folder in ("benchmarks", "models", "demos"):
+        for path in (ROOT / folder).glob("**/*.py"):
+            for name in imports(path):
+                if name.startswith("splitrt"):
+                    assert name in ("splitrt", "splitrt.train", "splitrt.cloud"), path
+
+
+def test_importing_splitrt_imports_no_torch_and_no_cv2():
+    code = "import sys, splitrt, splitrt.cli; print([m for m in ('torch', 'cv2', 'onnx') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_public_names_are_sorted_and_there():
+    import splitrt
+    import splitrt.train
+
+    for module in (splitrt, splitrt.train):
+        names = module.__all__
+        assert sorted(names) == sorted(set(names))
+        assert all(hasattr(module, name) for name in names)
+
+
+def test_generated_code_and_dependencies_agree_on_versions():
+    """What grpcio-tools 1.80.0 wrote asks for protobuf ≥ 6.31.1 and grpcio ≥ 1.80.0."""
+    wire = ROOT / "splitrt" / "wire"
+    assert "6,\n    31,\n    1," in (wire / "tail_pb2.py").read_text()
+    assert "GRPC_GENERATED_VERSION = '1.80.0'" in (wire / "tail_pb2_grpc.py").read_text()
+    project = (ROOT / "pyproject.toml").read_text()
+    assert '"protobuf>=6.31.1,<8"' in project and '"grpcio>=1.80"' in project
