@@ -26,6 +26,8 @@ app = typer.Typer(
     add_completion=False,
 )
 
+NEEDS = {"torch": "cloud", "safetensors": "cloud", "onnx": "train", "tomli_w": "train"}
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Folder = Annotated[Path, typer.Argument(help="A model directory.", metavar="DIR")]
 Whole = Annotated[
@@ -214,8 +216,13 @@ def main() -> None:
     try:
         app()
     except SplitrtError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(f"error: {error}")
+    except ModuleNotFoundError as error:
+        if error.name not in NEEDS:
+            raise
+        sys.exit(
+            f"error: this needs {error.name}\nhelp: pip install 'splitrt[{NEEDS[error.name]}]'"
+        )
 
 
 def _answer(result: Result, labels: list[str] | None) -> str:

@@ -76,7 +76,10 @@ def test_split_with_a_bottleneck_trains_one(here):
         (("cuts", "nets:nat"), "did you mean 'net'"),
         (("cuts", "nowhere:net"), "no module 'nowhere'"),
         (("cuts", "nets:number"), "should"),
-        (("split", "nets:net", "--after", "9", "--to", "m", "--shape", "1,3,16,16"), "no module '9'"),
+        (
+            ("split", "nets:net", "--after", "9", "--to", "m", "--shape", "1,3,16,16"),
+            "no module '9'",
+        ),
         (("split", "nets:net", "--after", "1", "--to", "m", "--channels", "2"), "--frames"),
         (("check", "nowhere"), "no model.toml"),
         (("edge", "nowhere", "--source", "x"), "no model.toml"),

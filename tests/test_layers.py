@@ -64,7 +64,10 @@ def test_benchmarks_and_recipes_use_public_names_only():
 
 
 def test_importing_splitrt_imports_no_torch_and_no_cv2():
-    code = "import sys, splitrt, splitrt.cli; print([m for m in ('torch', 'cv2', 'onnx') if m in sys.modules])"
+    code = (
+        "import sys, splitrt, splitrt.cli;"
+        "print([name for name in ('torch', 'cv2', 'onnx') if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -70,8 +70,12 @@ def test_a_device_without_torch_is_answered(device, model_dir, server, tmp_path)
 
 def test_the_command_line_of_a_device_works_and_says_what_needs_torch(device, model_dir, tmp_path):
     program = device.parent / "splitrt"
-    done = subprocess.run([program, "check", model_dir], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [program, "check", model_dir], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0 and "torch is not installed" in done.stdout
-    done = subprocess.run([program, "serve", model_dir], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [program, "serve", model_dir], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1 and "splitrt[cloud]" in done.stderr
     assert "Traceback" not in done.stderr

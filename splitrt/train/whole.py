@@ -31,11 +31,12 @@ def load(spec: str) -> nn.Module:
         near = difflib.get_close_matches(name, dir(module), 1)
         hint = f"did you mean {near[0]!r}?" if near else f"define {name}() there"
         raise ModelError(f"{place} has no {name!r}\nhelp: {hint}")
-    made = getattr(module, name)
-    model = made if isinstance(made, nn.Module) else made()
+    model = getattr(module, name)
+    if callable(model) and not isinstance(model, nn.Module):
+        model = model()
     if not isinstance(model, nn.Module):
         raise ModelError(
-            f"{spec} returns a {type(model).__name__}\nhelp: it should return a torch.nn.Module"
+            f"{spec} gives a {type(model).__name__}\nhelp: it should give a torch.nn.Module"
         )
     return model.eval()
 
