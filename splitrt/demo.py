@@ -69,10 +69,10 @@ class Report:
     def summary(self) -> str:
         """What the table says, in two sentences."""
         plan = next(plan for plan in self.plans if plan.name == self.default)
-        right = "" if self.accuracy is None else f", of test pictures {self.accuracy:.1%} are right"
+        right = "" if self.accuracy is None else f"; {self.accuracy:.1%} of test pictures are right"
         return (
-            f"By {plan.name} a picture crosses the network in {plan.bytes_mean:,.0f} bytes instead "
-            f"of {self.raw_bytes:,.0f}{right}.\nEvery frame ended as a result that says where it was "
+            f"By {plan.name} a picture crosses in {plan.bytes_mean:,.0f} bytes instead of "
+            f"{self.raw_bytes:,.0f}{right}.\nEvery frame ended as a result that says where it was "
             "made. Next: splitrt cuts, split, score (README.md)."
         )
 
