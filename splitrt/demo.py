@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -88,10 +88,11 @@ def run(source: str | None, *, quiet: bool = False) -> Report:
     gated = manifest.exit is not None and manifest.exit.threshold is not None
     plans = [*(["auto"] if gated else []), *(plan.name for plan in manifest.plans)]
     with served(folder) as address, _pictures(source or str(HERE / "pictures")) as pictures:
+        whole = _whole_answers(folder, manifest, pictures)  # while the server loads
+        there = address()
         if not quiet:
-            print(f"server: {address}, its own process; device: another", flush=True)
-        whole = _whole_answers(folder, manifest, pictures)
-        lines = _device(folder, address, pictures, plans)
+            print(f"server: {there}, a process of its own; device: another", flush=True)
+        lines = _device(folder, there, pictures, plans)
     reports = [_report(plan, lines, whole, manifest) for plan in plans]
     return Report(
         model=manifest.name,
@@ -112,19 +113,23 @@ def shipped() -> Path:
 
 
 @contextlib.contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """A server in a process of its own, on a free port of this machine; yields its address."""
+def served(folder: Path) -> Iterator[Callable[[], str]]:
+    """A server in a process of its own, on a free port; yields what waits for its address."""
     command = [sys.executable, "-m", "splitrt.cli", "serve", str(folder), "--port", "0"]
     process = subprocess.Popen([*command, "--threads", "1"], stdout=subprocess.PIPE, text=True)
     alarm = threading.Timer(PATIENCE, process.kill)
     alarm.start()
-    try:
-        assert process.stdout is not None
+
+    def address() -> str:
+        assert process.stdout is not None  # it is a pipe
         found = re.search(r" at (\S+)$", process.stdout.readline().strip())
+        alarm.cancel()
         if found is None:
             raise LinkDown("the server did not start\nhelp: try `splitrt serve` by itself")
-        alarm.cancel()
-        yield found.group(1)
+        return found.group(1)
+
+    try:
+        yield address
     finally:
         alarm.cancel()
         process.terminate()

@@ -18,6 +18,7 @@ from splitrt.wire import tail_pb2 as wire
 logger = logging.getLogger(__name__)
 
 LONGEST_WAIT = 0.002  # seconds that a batch waits for company
+HALF_LIFE = 1.0  # seconds in which an expectation fades by half
 FORGETTING = 0.3  # weight of the last batch in the expected time
 
 
@@ -42,12 +43,13 @@ class Pace:
 
     size: int = 1
     seconds: float = 0.0  # expected of the next batch
+    ended: float = 0.0  # time.monotonic() after the last one
 
-    def after(self, size: int, seconds: float) -> Pace:
+    def after(self, size: int, seconds: float, ended: float) -> Pace:
         """The pace with one more batch seen."""
         if self.seconds == 0.0:
-            return Pace(size, seconds)
-        return Pace(size, self.seconds + FORGETTING * (seconds - self.seconds))
+            return Pace(size, seconds, ended)
+        return Pace(size, self.seconds + FORGETTING * (seconds - self.seconds), ended)
 
     def patience(self, slack: float | None) -> float:
         """Seconds to wait for company: none if the last frame went alone, never past a deadline.
@@ -59,9 +61,14 @@ class Pace:
         wait = min(LONGEST_WAIT, self.seconds / 4)
         return wait if slack is None else max(0.0, min(wait, slack - self.seconds))
 
-    def ahead(self, waiting: int, largest: int) -> float:
-        """Seconds until a frame that comes now would have its answer."""
-        return self.seconds * (1 + (waiting + largest - 1) // largest)
+    def ahead(self, waiting: int, largest: int, now: float) -> float:
+        """Seconds until a frame that comes now would have its answer.
+
+        What is known fades while nothing runs: else one slow batch would have every later frame
+        with a deadline refused, and nothing would ever correct it.
+        """
+        faded = self.seconds * 0.5 ** (max(0.0, now - self.ended) / HALF_LIFE)
+        return faded * (1 + (waiting + largest - 1) // largest)
 
 
 class Batcher:
@@ -76,7 +83,7 @@ class Batcher:
 
     def submit(self, job: Job) -> None:
         """Queue a frame, or refuse it at once: no room, or no time."""
-        expected = self.pace.ahead(self._queue.qsize(), self.largest)
+        expected = self.pace.ahead(self._queue.qsize(), self.largest, job.arrived)
         if job.expires is not None and job.arrived + expected > job.expires:
             job.refuse(wire.EXPIRED, f"an answer takes {1000 * expected:.0f} ms now")
             return
@@ -126,8 +133,9 @@ class Batcher:
             for job, _ in opened:
                 job.refuse(wire.FAILED, "the tail failed")
             return
-        seconds = time.monotonic() - started
-        self.pace = self.pace.after(len(opened), seconds)
+        ended = time.monotonic()
+        seconds = ended - started
+        self.pace = self.pace.after(len(opened), seconds, ended)
         for (job, _), arrays in zip(opened, outputs, strict=True):
             queued = int(1e6 * (started - job.arrived))
             job.reply(packet.answer(job.seq, arrays, Ran(queued, int(1e6 * seconds), len(opened))))

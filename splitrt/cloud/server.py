@@ -19,13 +19,15 @@ from splitrt.cloud.batch import Batcher, Job
 from splitrt.cloud.tail import Tail
 from splitrt.core import packet
 from splitrt.core.manifest import Manifest
-from splitrt.errors import ModelMismatch, PacketError
+from splitrt.errors import LinkError, ModelMismatch, PacketError
 from splitrt.wire import tail_pb2 as wire
 
 logger = logging.getLogger(__name__)
 
 HANDSHAKE = 5.0  # seconds for the first message
 IDLE = 300.0  # seconds without a frame
+UNREAD = 100  # times max_inflight: answers a device may leave unread
+RETRY_MS = 10  # after which a device that sent too much may try again
 GRACE = 5.0  # seconds for what is in flight when the server closes
 SERVICE = "splitrt.wire.Tail"
 
@@ -36,7 +38,7 @@ class Server:
         with Server("models/cifar10-resnet", port=50700, device="cuda") as server:
             server.wait()
 
-    Port 0 takes a free one; `address` says which. OSError if the port is taken.
+    Port 0 takes a free one; `address` says which. LinkError if the port is taken.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class Server:
         self._thread.start()
         try:
             self.port = ready.result()
-        except OSError:
+        except LinkError:
             self.batcher.close()
             raise
 
@@ -108,8 +110,9 @@ class Server:
         server.add_generic_rpc_handlers((self._handlers(),))
         try:
             bound = server.add_insecure_port(f"{self.host}:{port}")
-        except RuntimeError as error:
-            ready.set_exception(OSError(f"{self.host}:{port} cannot be bound: {error}"))
+        except RuntimeError:
+            taken = f"{self.host}:{port} cannot be bound\nhelp: another port, or 0 for a free one"
+            ready.set_exception(LinkError(taken))
             return
         await server.start()
         ready.set_result(bound)
@@ -156,30 +159,35 @@ class Server:
     async def _stream(self, messages: AsyncIterator[wire.ToServer | None], context: Any) -> None:
         """One device: Hello, then frames; one task writes, since concurrent writes lose answers."""
         await self._handshake(messages, context)
-        outbox: asyncio.Queue[wire.Answer] = asyncio.Queue()
+        outbox: asyncio.Queue[wire.Answer | None] = asyncio.Queue()
         writer = asyncio.create_task(_write(outbox, context))
         inflight = 0
+        ended = False
 
         def done(answer: wire.Answer) -> None:
             nonlocal inflight
             inflight -= 1
             outbox.put_nowait(answer)
+            if ended and inflight == 0:
+                outbox.put_nowait(None)
 
         try:
             async for message in _until(messages, IDLE):
                 if message is None or not message.HasField("frame"):
                     await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a frame")
                 inflight += 1
+                if outbox.qsize() > UNREAD * self.max_inflight:
+                    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "answers not read")
                 if inflight > self.max_inflight:
                     detail = f"more than {self.max_inflight} frames without answer"
-                    done(packet.refusal(message.frame.seq, wire.BUSY, detail, 10))
-                    if outbox.qsize() > 100 * self.max_inflight:
-                        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "answers not read")
-                    continue
-                self._admit(message.frame, done)
-            while inflight > 0 or not outbox.empty():
-                await asyncio.sleep(0.005)  # the device has said all; its last answers go out
-        except TimeoutError:
+                    done(packet.refusal(message.frame.seq, wire.BUSY, detail, RETRY_MS))
+                else:
+                    self._admit(message.frame, done)
+            ended = True  # the device has said all; its last answers go out
+            if inflight == 0:
+                outbox.put_nowait(None)
+            await writer
+        except asyncio.TimeoutError:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no frame for {IDLE:.0f} s")
         finally:
             writer.cancel()
@@ -187,7 +195,7 @@ class Server:
     async def _handshake(self, messages: AsyncIterator[wire.ToServer | None], context: Any) -> None:
         try:
             first = await asyncio.wait_for(anext(messages), HANDSHAKE)
-        except (TimeoutError, asyncio.TimeoutError, StopAsyncIteration):
+        except (asyncio.TimeoutError, StopAsyncIteration):
             first = None
         if first is None or not first.HasField("hello"):
             await context.abort(
@@ -243,15 +251,15 @@ def _reader(kind: Any) -> Callable[[bytes], Any]:
     return read
 
 
-async def _write(outbox: asyncio.Queue[wire.Answer], context: Any) -> None:
-    while True:
-        await context.write(wire.ToEdge(answer=await outbox.get()))
+async def _write(outbox: asyncio.Queue[wire.Answer | None], context: Any) -> None:
+    while (answer := await outbox.get()) is not None:
+        await context.write(wire.ToEdge(answer=answer))
 
 
 async def _until(
     messages: AsyncIterator[wire.ToServer | None], seconds: float
 ) -> AsyncIterator[wire.ToServer | None]:
-    """The messages; TimeoutError if one takes longer."""
+    """The messages; asyncio.TimeoutError if one takes longer."""
     while True:
         try:
             yield await asyncio.wait_for(anext(messages), seconds)

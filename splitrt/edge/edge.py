@@ -143,6 +143,10 @@ class Edge:
             head=1000 * (after_head - started),
             gate=1000 * (after_gate - after_head),
         )
+        if self._tail is not None:
+            flight.outputs = self._tail(seen["features"])
+            ran = 1000 * (time.monotonic() - after_gate)
+            flight.timings = replace(flight.timings, tail=ran)
         if flight.outputs is None:
             self._send(flight, seen)
         return flight
@@ -202,8 +206,6 @@ class Edge:
             if self.plan.name == "exit" or (self._gated and flight.verdict.sure):
                 flight.outputs = {record.output: seen["exit"]}
                 flight.plan = self.manifest.plan("exit")
-        if self._tail is not None:
-            flight.outputs = self._tail(seen["features"])
 
     def _send(self, flight: Flight, seen: dict[str, np.ndarray]) -> None:
         assert self._link is not None and flight.plan.codec is not None  # _chosen saw to it

@@ -99,20 +99,18 @@ class Link:
 
         Only the very first frame waits, for the first connection.
         """
-        self._tried.wait(
-            self.connect_timeout if slack is None else min(slack, self.connect_timeout)
-        )
-        if not self._up.is_set():
-            raise self._error
+        patience = self.connect_timeout if slack is None else min(slack, self.connect_timeout)
+        self._tried.wait(patience)
         with self._lock:
+            if not self._up.is_set():
+                raise self._error
             if len(self._pending) >= self._limit:
                 raise Refused(f"{self._limit} frames wait for {self.address} already")
             self._seq = self._seq % (2**32 - 1) + 1
             message = packet.frame(self._seq, plan, payload, slack)
-            size = message.ByteSize()
-            pending = Pending(self._seq, time.monotonic(), size, Future())
+            pending = Pending(self._seq, time.monotonic(), message.ByteSize(), Future())
             self._pending[self._seq] = pending
-        self._outbox.put(message)
+            self._outbox.put(message)
         return pending
 
     def close(self) -> None:
@@ -132,8 +130,7 @@ class Link:
                 except (grpc.RpcError, LinkError, ModelMismatch) as error:
                     self._error = renamed(error, self.address)
             was_up = self._up.is_set()
-            self._up.clear()
-            self._fail_all()
+            self._down()
             self._tried.set()
             wait = FIRST_RETRY if was_up else min(wait * GROWTH, LAST_RETRY)
             self._closed.wait(wait * random.uniform(0.8, 1.2))
@@ -193,8 +190,10 @@ class Link:
         if call is not None:
             call.cancel()
 
-    def _fail_all(self) -> None:
+    def _down(self) -> None:
+        """Nothing more is sent; what was on its way ends with the error of the break."""
         with self._lock:
+            self._up.clear()
             lost = list(self._pending.values())
             self._pending.clear()
         for pending in lost:

@@ -50,10 +50,16 @@ def test_a_batch_waits_a_little_and_never_past_a_deadline():
 
 
 def test_what_is_ahead_counts_in_batches():
-    pace = Pace(seconds=0.1)
-    assert pace.ahead(0, 32) == pytest.approx(0.1)
-    assert pace.ahead(1, 32) == pytest.approx(0.2)
-    assert pace.ahead(64, 32) == pytest.approx(0.3)
+    pace = Pace(seconds=0.1, ended=5.0)
+    assert pace.ahead(0, 32, 5.0) == pytest.approx(0.1)
+    assert pace.ahead(1, 32, 5.0) == pytest.approx(0.2)
+    assert pace.ahead(64, 32, 5.0) == pytest.approx(0.3)
+
+
+def test_one_slow_batch_does_not_starve_the_frames_of_all_times():
+    slow = Pace().after(1, 4.0, 100.0)
+    assert slow.ahead(0, 32, 100.0) == pytest.approx(4.0)
+    assert slow.ahead(0, 32, 106.0) == pytest.approx(4.0 / 64)
 
 
 def test_frames_that_wait_together_run_together(tail):
@@ -81,7 +87,7 @@ def test_a_full_queue_is_busy_at_once(tail):
 def test_a_frame_that_cannot_make_it_is_refused_on_arrival(tail):
     tail.go.set()
     batcher, answers = Batcher(tail), []
-    batcher.pace = Pace(size=1, seconds=10.0)
+    batcher.pace = Pace(size=1, seconds=10.0, ended=time.monotonic())
     batcher.submit(job(1, answers, expires=time.monotonic() + 1))
     assert [answer.status for answer in answers] == [wire.EXPIRED]
     batcher.close()

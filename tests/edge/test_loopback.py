@@ -15,7 +15,16 @@ import numpy as np
 import pytest
 import torch
 
-from splitrt import DeadlineMissed, Edge, Frame, LinkDown, ModelMismatch, PacketError, SplitrtError
+from splitrt import (
+    DeadlineMissed,
+    Edge,
+    Frame,
+    LinkDown,
+    LinkError,
+    ModelMismatch,
+    PacketError,
+    SplitrtError,
+)
 from splitrt.cloud import Server
 from tests.conftest import pictures
 from tests.relay import Relay
@@ -87,11 +96,18 @@ def test_a_stream_gives_each_frame_once_in_order(model_dir, server):
         np.testing.assert_allclose(one.outputs["logits"], other.outputs["logits"], atol=1e-4)
 
 
+def test_a_port_that_is_taken_is_said(model_dir, server):
+    with pytest.raises(LinkError, match="cannot be bound"):
+        Server(model_dir, port=server.port)
+
+
 def test_without_a_server_the_device_answers(model_dir, image):
     with Edge(model_dir) as edge:
         assert (edge(image).where, edge(image).plan) == ("edge", "exit")
     with Edge(model_dir, plan="local") as edge:
-        assert (edge(image).where, edge(image).sent_bytes) == ("edge", 0)
+        result = edge(image)
+    assert (result.where, result.sent_bytes) == ("edge", 0)
+    assert result.timings.tail > 0 and result.timings.link == 0
 
 
 def test_local_is_the_same_model_as_the_server(model_dir, server, image):
