@@ -162,7 +162,8 @@ def network() -> ResNet:
 def main() -> None:
     """Train what --work does not hold yet, and export to --to."""
     options = _options()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO)
     torch.set_num_threads(options.threads)
     data = Data.load(options.data)
     options.work.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import operator
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -51,7 +52,8 @@ def trace(module: nn.Module, example: torch.Tensor) -> Graph:
         example = torch.cat([example, example])  # a batch of 1 would be taken for a constant
     batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's about itself
             outputs = module(example)
             program = torch.export.export(
                 module, (example,), dynamic_shapes=({0: batch},), strict=False
@@ -299,6 +301,8 @@ class Graph:
                 made[node] = _reread(fresh, node, starts[0], made[starts[0]])
             else:
                 made[node] = fresh.node_copy(node, lambda used: made[used])
+                if node.target is torch.ops.aten.view.default:  # what crossed has other strides
+                    made[node].target = torch.ops.aten.reshape.default
         outputs = [made[result] for result in results]
         fresh.output(outputs[0] if single else tuple(outputs))
         fresh.lint()

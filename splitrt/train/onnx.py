@@ -53,27 +53,35 @@ def lower_opset(proto: onnx.ModelProto) -> int:
     """
     stated = next(entry for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
-    since = [OLDEST]
-    for node in _nodes(proto.graph):
-        if node.op_type in REDUCTIONS and _with_attribute(node, constants):
-            continue
-        since.append(onnx.defs.get_schema(node.op_type, stated.version, "").since_version)
-    stated.version = max(since)
+    nodes = list(_nodes(proto.graph))
+    reductions = [node for node in nodes if _may_have_attribute(node, constants)]
+    others = {node.op_type for node in nodes} - REDUCTIONS
+    others |= {node.op_type for node in nodes if node not in reductions} & REDUCTIONS
+    oldest = max([OLDEST, *(_since(operator, stated.version) for operator in others)])
+    if oldest < stated.version:
+        for node in reductions:
+            _give_attribute(node, constants)
+        stated.version = oldest
     return stated.version
 
 
-def _with_attribute(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> bool:
-    """Turn constant axes of a reduction into an attribute; False if they are not constant."""
-    if len(node.input) == 2:
-        if node.input[1] not in constants:
-            return False
-        axes = onnx.numpy_helper.to_array(constants[node.input[1]]).tolist()
-        node.attribute.append(onnx.helper.make_attribute("axes", axes))
-        del node.input[1]
+def _since(operator: str, version: int) -> int:
+    return onnx.defs.get_schema(operator, version, "").since_version
+
+
+def _may_have_attribute(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> bool:
+    return node.op_type in REDUCTIONS and (len(node.input) == 1 or node.input[1] in constants)
+
+
+def _give_attribute(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> None:
+    """The constant axes of a reduction as the attribute that they were before opset 18."""
     kept = [one for one in node.attribute if one.name != "noop_with_empty_axes"]
+    if len(node.input) == 2:
+        axes = onnx.numpy_helper.to_array(constants[node.input[1]]).tolist()
+        kept.append(onnx.helper.make_attribute("axes", axes))
+        del node.input[1]
     del node.attribute[:]
     node.attribute.extend(kept)
-    return True
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -42,6 +42,31 @@ def test_the_head_loads_on_old_runtimes(model_dir):
     assert not any(tensor.external_data for tensor in model.graph.initializer)
 
 
+def test_reductions_go_back_only_if_the_whole_graph_does():
+    from splitrt.train.onnx import lower_opset
+
+    def graph(*nodes):
+        axes = onnx.numpy_helper.from_array(np.array([1]), "axes")
+        value = onnx.helper.make_tensor_value_info("x", 1, [2, 3])
+        out = onnx.helper.make_tensor_value_info("y", 1, [2])
+        made = onnx.helper.make_graph(list(nodes), "g", [value], [out], [axes])
+        return onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 18)])
+
+    mean = onnx.helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=0)
+    old = graph(mean)
+    assert lower_opset(old) == 13
+    onnx.checker.check_model(old)
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    old.ir_version = 8
+    seen = ort.InferenceSession(old.SerializeToString()).run(None, {"x": x})[0]
+    assert seen.tolist() == [1.0, 4.0]
+    mish = onnx.helper.make_node("Mish", ["x"], ["m"])  # came with opset 18
+    mean = onnx.helper.make_node("ReduceMean", ["m", "axes"], ["y"], keepdims=0)
+    new = graph(mish, mean)
+    assert lower_opset(new) == 18
+    onnx.checker.check_model(new)
+
+
 def test_the_head_takes_any_batch(model_dir):
     session = ort.InferenceSession(str(model_dir / "head.onnx"))
     for batch in (1, 3, 7):

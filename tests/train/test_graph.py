@@ -81,6 +81,27 @@ def test_every_cut_of_every_batch_is_the_whole(branches):
             torch.testing.assert_close(tail(head(x))[0], branches.whole()(x)[0])
 
 
+class Strided(nn.Module):
+    """Makes a view that only its own memory layout allows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 1)
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x).contiguous(memory_format=torch.channels_last) * 2
+        return self.last(x.permute(0, 2, 3, 1).view(x.shape[0], -1, 4)).mean(1)
+
+
+def test_what_crosses_may_arrive_in_another_memory_layout():
+    model = Strided().eval()
+    graph = trace(model, torch.rand(2, 3, 4, 4))
+    x = torch.rand(3, 3, 4, 4)
+    head, tail = graph.part(graph.find("mul"))
+    torch.testing.assert_close(tail(head(x).contiguous())[0], model(x))
+
+
 def test_a_model_in_train_mode_is_refused():
     with pytest.raises(ModelError, match="train mode"):
         trace(Branches(), torch.rand(2, 3, 8, 8))
