@@ -115,7 +115,8 @@ def split(
 ) -> None:
     """Cut a model, distil a bottleneck if channels are given, write the model directory.
 
-    Without --channels the cut is exact: plan f32 answers as the whole model does.
+    Without --channels the cut is exact: plan f32 answers as the whole model does. With them, a
+    run that was interrupted goes on where it was when the same command is given again.
     """
     from splitrt.train.make import make
 

@@ -67,6 +67,7 @@ def test_split_with_a_bottleneck_trains_one(here):
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
     assert "2×4×4" in made.stdout and "exit" in made.stdout
+    assert sorted(path.name for path in here.iterdir() if path.name.startswith(".")) == []
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,7 @@ class Edge:
         self.manifest = Manifest.load(folder)
         self.deadline = deadline
         self.plan = self._chosen(plan, cloud)
+        self._place = self.manifest.plans.index(self.plan)
         self._gated = plan is None and self.plan.place == "cloud"
         self._codecs = codecs(folder, self.manifest)
         self._head = Head(folder, self.manifest, threads=threads, provider=provider)
@@ -220,8 +221,7 @@ class Edge:
                 slack = flight.captured + self.deadline - encoded
                 if slack <= 0:
                     raise DeadlineMissed(f"the head took longer than {1000 * self.deadline:.0f} ms")
-            place = self.manifest.plans.index(flight.plan)
-            flight.pending = self._link.send(place, payload, slack)
+            flight.pending = self._link.send(self._place, payload, slack)
         except (LinkError, PacketError) as error:
             flight.error = error
 

@@ -210,10 +210,13 @@ def renamed(error: Exception, address: str) -> LinkError | ModelMismatch:
         return error if isinstance(error, LinkError | ModelMismatch) else LinkDown(str(error))
     code = error.code() if isinstance(error, grpc.Call) else None
     detail = (error.details() or "") if isinstance(error, grpc.Call) else ""
+    logger.debug("%s: %s %s", address, code, detail)
     if code == grpc.StatusCode.FAILED_PRECONDITION:
         return ModelMismatch(detail)
     if code in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.PERMISSION_DENIED):
         return Refused(f"{address}: {detail}")
+    if code == grpc.StatusCode.UNAVAILABLE:
+        return LinkDown(f"{address} cannot be reached")
     if code == grpc.StatusCode.CANCELLED:
         return LinkDown(f"{address} does not answer")
     return LinkDown(f"{address}: {detail.splitlines()[0][:120] if detail else code}")

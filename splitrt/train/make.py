@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from splitrt.core.manifest import Manifest
 from splitrt.errors import ModelError
-from splitrt.train.cut import Pixels, cut
+from splitrt.train.cut import Pixels, Split, cut
 from splitrt.train.distill import Schedule, distill
 from splitrt.train.export import About, export
 from splitrt.train.frames import Frames, read
@@ -47,11 +48,28 @@ def make(
         split.pixels = PIXELS[pixels]
     pictures = read(frames, height=shape[2], width=shape[3]) if frames is not None else None
     train, held_out = _parted(pictures)
+    kept = None
     if channels is not None and train is not None:
-        schedule = Schedule(features=epochs, task=epochs)
-        distill(split, teacher=module, frames=train, schedule=schedule, seed=seed)
+        kept = _checkpoint(to, split, bottleneck, len(train))
+        distill(
+            split,
+            teacher=module,
+            frames=train,
+            schedule=Schedule(features=epochs, task=epochs),
+            seed=seed,
+            checkpoint=kept,
+        )
     about = About(recipe=f"splitrt split {whole} --after {after}", seed=seed)
-    return export(split, to, frames=train, held_out=held_out, about=about)
+    manifest = export(split, to, frames=train, held_out=held_out, about=about)
+    for file in kept.parent.glob(f"{kept.name}.*") if kept else ():
+        file.unlink()
+    return manifest
+
+
+def _checkpoint(to: Path, split: Split, bottleneck: object, frames: int) -> Path:
+    """Where an interrupted distillation lies: beside its result, named after what it was."""
+    run = f"{split.graph.fingerprint} {split.place.name} {bottleneck} {frames}"
+    return to.parent / f".{to.name}-{hashlib.sha256(run.encode()).hexdigest()[:8]}"
 
 
 def _parted(frames: Frames | None) -> tuple[Frames | None, Frames | None]:

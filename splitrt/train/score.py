@@ -68,6 +68,18 @@ class Score:
     plans: list[PlanScore]
     baselines: list[BaselineScore]
 
+    def __str__(self) -> str:
+        lines = [f"{'whole':12} {self.whole:7.2%}"]
+        lines += [
+            f"{one.name:12} {one.accuracy:7.2%} {one.bytes_mean:10,.0f} B {one.total_ms:8.1f} ms"
+            for one in self.plans
+        ]
+        lines += [
+            f"{line.codec} {line.quality:<7} {line.accuracy:7.2%} {line.bytes_mean:10,.0f} B"
+            for line in self.baselines
+        ]
+        return "\n".join(lines)
+
     def as_dict(self) -> dict[str, object]:
         """The object that `splitrt score --json` prints."""
         whole = {"accuracy": self.whole, "total_ms": self.whole_ms}
