@@ -280,7 +280,7 @@ def _show_score(found: Score) -> None:
     if not found.baselines:
         return
     beside = _table(
-        "beside it: whole pictures sent, the whole model on the server",
+        "beside it: whole pictures sent as files",
         ["codec", "quality", kind, "bytes mean", "without headers"],
     )
     for line in found.baselines:
