@@ -28,6 +28,7 @@ INTEGERS = {"q8": 8, "q4": 4}
 DICTIONARY = 16 << 10
 SMALL = 4096  # bytes; below it a dictionary pays
 CALIBRATION = 2000  # frames
+KEPT = ("val", "tensor_meta")  # of what torch notes about a node
 
 
 class Device(nn.Module):
@@ -160,7 +161,9 @@ def _save_program(module: nn.Module, example: torch.Tensor, path: Path) -> None:
     shapes = {0: onnx.BATCH}
     program = torch.export.export(module, (example,), dynamic_shapes=(shapes,), strict=False)
     program = program.run_decompositions({})
-    program.example_inputs = None
+    program.example_inputs = None  # would be pickled
+    for node in program.graph.nodes:  # stack traces name the paths of this machine
+        node.meta = {key: node.meta[key] for key in KEPT if key in node.meta}
     torch.export.save(program, path)
 
 

@@ -38,10 +38,20 @@ def save(
         )
     proto = program.model_proto
     proto.ir_version = IR_VERSION
+    _forget(proto)
     opset = lower_opset(proto)
     onnx.checker.check_model(proto)
     onnx.save(proto, path)
     return opset
+
+
+def _forget(proto: onnx.ModelProto) -> None:
+    """Drop the exporter's notes: stack traces with the paths of the machine that exported."""
+    graph = proto.graph
+    parts = [proto, graph, *_nodes(graph), *graph.value_info, *graph.input, *graph.output]
+    for part in [*parts, *graph.initializer]:
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
 
 
 def lower_opset(proto: onnx.ModelProto) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import zipfile
 
 import numpy as np
 import onnx
@@ -17,7 +18,7 @@ from splitrt.errors import ModelError
 from splitrt.train import cut, export
 from splitrt.train.export import Device
 from splitrt.train.scales import calibrate
-from tests.conftest import SHARED, pictures
+from tests.conftest import ROOT, SHARED, pictures
 
 
 def test_codes_of_the_onnx_head_are_torchs(split, model_dir):
@@ -65,6 +66,16 @@ def test_reductions_go_back_only_if_the_whole_graph_does():
     new = graph(mish, mean)
     assert lower_opset(new) == 18
     onnx.checker.check_model(new)
+
+
+def test_no_file_names_the_machine_that_made_it(model_dir):
+    for file in model_dir.iterdir():
+        raw = file.read_bytes()
+        if file.suffix == ".pt2":
+            with zipfile.ZipFile(file) as archive:
+                raw = b"".join(archive.read(name) for name in archive.namelist())
+        for word in (str(ROOT).encode(), b"site-packages", b".py"):
+            assert word not in raw, (file.name, word)
 
 
 def test_the_head_takes_any_batch(model_dir):
