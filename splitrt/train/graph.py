@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import operator
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,14 +16,9 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from splitrt.errors import ModelError
+from splitrt.train.extract import SHAPE_READS, extract
 
 LARGEST_BATCH = 4096
-SHAPE_READS = {
-    torch.ops.aten.sym_size.int,
-    torch.ops.aten.sym_numel.default,
-    torch.ops.aten.sym_stride.int,
-    torch.ops.aten.sym_storage_offset.default,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +131,8 @@ class Graph:
     def part(self, cut: Cut) -> tuple[fx.GraphModule, fx.GraphModule]:
         """(head, tail), which share the model's weights; the tail returns a tuple of tensors."""
         place = self._node(cut)
-        return self._extract([self.input], [place], single=True), self._extract(
-            [place], self._outputs()
+        return extract(self.module, [self.input], [place], single=True), extract(
+            self.module, [place], self._outputs()
         )
 
     def taps(self, cut: Cut, count: int = 3) -> list[Cut]:
@@ -154,16 +148,16 @@ class Graph:
     def part_with_taps(self, cut: Cut, taps: Sequence[Cut]) -> fx.GraphModule:
         """The tail, returning (*taps, *outputs)."""
         results = [*map(self._node, taps), *self._outputs()]
-        return self._extract([self._node(cut)], results)
+        return extract(self.module, [self._node(cut)], results)
 
     def whole(self) -> fx.GraphModule:
         """The model itself, returning a tuple of tensors."""
-        return self._extract([self.input], self._outputs())
+        return extract(self.module, [self.input], self._outputs())
 
     def tap_whole(self, cut: Cut, taps: Sequence[Cut]) -> fx.GraphModule:
         """The whole model, returning (what crosses, *taps, *outputs)."""
         results = [self._node(cut), *map(self._node, taps), *self._outputs()]
-        return self._extract([self.input], results)
+        return extract(self.module, [self.input], results)
 
     def _data(self) -> set[fx.Node]:
         """Nodes whose value depends on the input's values; the rest is computed on both sides."""
@@ -198,7 +192,7 @@ class Graph:
         if node in self._outputs():
             return False
         try:
-            self._extract([node], self._outputs())
+            extract(self.module, [node], self._outputs())
         except ModelError:
             return False
         return value.dim() > 0 and not isinstance(value.shape[0], int)
@@ -283,56 +277,6 @@ class Graph:
         leaves = pytree.tree_leaves(self.end.args[0])
         return [leaf for leaf in leaves if isinstance(leaf, fx.Node)]
 
-    def _extract(
-        self, starts: list[fx.Node], results: list[fx.Node], *, single: bool = False
-    ) -> fx.GraphModule:
-        """The part of the graph between the tensors `starts` and `results`."""
-        fresh = fx.Graph()
-        made: dict[fx.Node, fx.Node] = {}
-        for start in starts:
-            made[start] = fresh.placeholder(
-                str(start.target) if start.op == "placeholder" else "features"
-            )
-            made[start].meta = dict(start.meta)
-        for node in self._needed(starts, results):
-            if node in made:
-                continue
-            if node.target in SHAPE_READS and node.all_input_nodes[0] not in made:
-                made[node] = _reread(fresh, node, starts[0], made[starts[0]])
-            else:
-                made[node] = fresh.node_copy(node, lambda used: made[used])
-                if node.target is torch.ops.aten.view.default:  # what crossed has other strides
-                    made[node].target = torch.ops.aten.reshape.default
-        outputs = [made[result] for result in results]
-        fresh.output(outputs[0] if single else tuple(outputs))
-        fresh.lint()
-        part = fx.GraphModule(self.module, fresh)
-        part.delete_all_unused_submodules()
-        return part.eval()
-
-    def _needed(self, starts: list[fx.Node], results: list[fx.Node]) -> list[fx.Node]:
-        """What has to be computed, in order; shape reads that start too early end the search."""
-        found: set[fx.Node] = set()
-        behind = self._behind(starts)
-        left = list(results)
-        while left:
-            node = left.pop()
-            if node in found or node in starts:
-                continue
-            if node.op == "placeholder":
-                raise ModelError("the input itself is still needed behind the cut")
-            found.add(node)
-            reads = node.target in SHAPE_READS
-            left += [one for one in node.all_input_nodes if not reads or one in behind]
-        return [node for node in self.nodes if node in found]
-
-    def _behind(self, starts: list[fx.Node]) -> set[fx.Node]:
-        found = set(starts)
-        for node in self.nodes:
-            if any(used in found for used in node.all_input_nodes):
-                found.add(node)
-        return found
-
 
 class _Counter(fx.Interpreter):
     """Runs the graph once and notes the multiply-accumulates of each node."""
@@ -348,29 +292,6 @@ class _Counter(fx.Interpreter):
             result = super().run_node(n)
         self.macs[n] = counter.get_total_flops() // 2
         return result
-
-
-def _reread(fresh: fx.Graph, node: fx.Node, start: fx.Node, made: fx.Node) -> fx.Node:
-    """A size of an earlier tensor, taken from the tensor that crosses."""
-    wanted = node.meta.get("val")
-    for place, size in enumerate(start.meta["val"].shape):
-        if isinstance(size, int) or isinstance(wanted, int):
-            continue
-        for times in _ratio(size, wanted):
-            read = fresh.call_function(torch.ops.aten.sym_size.int, (made, place))
-            read.meta = {"val": size}
-            if times == 1:
-                return read
-            read = fresh.call_function(operator.floordiv, (read, times))
-            read.meta = {"val": wanted}
-            return read
-    raise ModelError(f"{node.name} cannot be read from what crosses")
-
-
-def _ratio(size: Any, wanted: Any) -> Iterable[int]:
-    """k, where size = k · wanted whatever the batch."""
-    ratio = size.node.expr / wanted.node.expr
-    return [int(ratio)] if ratio.is_Integer and ratio > 0 else []
 
 
 def _sample_shape(node: fx.Node) -> tuple[int, ...]:
