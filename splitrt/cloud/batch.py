@@ -126,6 +126,7 @@ class Batcher:
         opened = [(job, packed) for job in jobs if (packed := self._open(job, started)) is not None]
         if not opened:
             return
+        ready = time.monotonic()
         try:
             outputs = self.tail([(job.codec, packed) for job, packed in opened])
         except Exception:  # a fault of the model or of memory must not end the server
@@ -137,8 +138,13 @@ class Batcher:
         seconds = ended - started
         self.pace = self.pace.after(len(opened), seconds, ended)
         for (job, _), arrays in zip(opened, outputs, strict=True):
-            queued = int(1e6 * (started - job.arrived))
-            job.reply(packet.answer(job.seq, arrays, Ran(queued, int(1e6 * seconds), len(opened))))
+            ran = Ran(
+                queue_us=int(1e6 * (started - job.arrived)),
+                open_us=int(1e6 * (ready - started)),
+                compute_us=int(1e6 * (ended - ready)),
+                batch=len(opened),
+            )
+            job.reply(packet.answer(job.seq, arrays, ran))
 
     def _open(self, job: Job, now: float) -> bytes | None:
         """The packed bytes of a frame that is worth running; else it is answered here."""

@@ -55,9 +55,10 @@ def plan_of(manifest: Manifest, message: wire.Frame) -> Plan:
 class Ran:
     """How a batch went, for the answers' timings."""
 
-    queue_us: int
-    compute_us: int
-    batch: int
+    queue_us: int  # the frame's wait for its batch
+    open_us: int  # checking and decompressing the batch
+    compute_us: int  # the tail
+    batch: int  # frames that ran together
 
 
 def answer(seq: int, outputs: Sequence[np.ndarray], ran: Ran) -> wire.Answer:
@@ -69,6 +70,7 @@ def answer(seq: int, outputs: Sequence[np.ndarray], ran: Ran) -> wire.Answer:
         outputs=tensors,
         queue_us=ran.queue_us,
         compute_us=ran.compute_us,
+        open_us=ran.open_us,
         batch=ran.batch,
     )
 

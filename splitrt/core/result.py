@@ -12,7 +12,8 @@ import numpy as np
 class Timings:
     """Milliseconds by the words of the sentence; what a frame did not pass is 0.
 
-    `link` is the way there and back; `server` the wait for a batch; `tail` the batch's run.
+    `link` is the way there and back; `server` the checking and decompressing there, `batch` the
+    wait for a batch, `tail` its run.
     """
 
     capture: float = 0.0
@@ -21,6 +22,7 @@ class Timings:
     codec: float = 0.0
     link: float = 0.0
     server: float = 0.0
+    batch: float = 0.0
     tail: float = 0.0
     total: float = 0.0
 

@@ -254,12 +254,15 @@ class Edge:
     def _answered(self, flight: Flight, arrival: Arrival, outputs: dict[str, np.ndarray]) -> Result:
         assert flight.pending is not None
         answer, away = arrival.answer, 1000 * (arrival.at - flight.pending.sent_at)
-        server, tail = answer.queue_us / 1000, answer.compute_us / 1000
+        there = {
+            "server": answer.open_us / 1000,
+            "batch": answer.queue_us / 1000,
+            "tail": answer.compute_us / 1000,
+        }
         timings = replace(
             flight.timings,
-            link=max(0.0, away - server - tail),
-            server=server,
-            tail=tail,
+            link=max(0.0, away - sum(there.values())),
+            **there,
             total=1000 * (arrival.at - flight.captured),
         )
         return Result(

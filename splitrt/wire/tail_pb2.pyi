@@ -61,7 +61,7 @@ class Tensor(_message.Message):
     def __init__(self, shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("seq", "status", "outputs", "queue_us", "compute_us", "batch", "detail", "retry_after_ms")
+    __slots__ = ("seq", "status", "outputs", "queue_us", "compute_us", "batch", "detail", "retry_after_ms", "open_us")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -70,6 +70,7 @@ class Answer(_message.Message):
     BATCH_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
+    OPEN_US_FIELD_NUMBER: _ClassVar[int]
     seq: int
     status: Status
     outputs: _containers.RepeatedCompositeFieldContainer[Tensor]
@@ -78,7 +79,8 @@ class Answer(_message.Message):
     batch: int
     detail: str
     retry_after_ms: int
-    def __init__(self, seq: _Optional[int] = ..., status: _Optional[_Union[Status, str]] = ..., outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., queue_us: _Optional[int] = ..., compute_us: _Optional[int] = ..., batch: _Optional[int] = ..., detail: _Optional[str] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
+    open_us: int
+    def __init__(self, seq: _Optional[int] = ..., status: _Optional[_Union[Status, str]] = ..., outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., queue_us: _Optional[int] = ..., compute_us: _Optional[int] = ..., batch: _Optional[int] = ..., detail: _Optional[str] = ..., retry_after_ms: _Optional[int] = ..., open_us: _Optional[int] = ...) -> None: ...
 
 class ToServer(_message.Message):
     __slots__ = ("hello", "frame")

@@ -81,9 +81,9 @@ def test_the_timings_add_up(model_dir, server, image):
     with Edge(model_dir, cloud=server.address, plan="q4") as edge:
         timings = edge(image).timings
     words = timings.capture + timings.head + timings.gate + timings.codec
-    words += timings.link + timings.server + timings.tail
+    words += timings.link + timings.server + timings.batch + timings.tail
     assert words <= timings.total + 0.01
-    assert timings.head > 0 and timings.link > 0 and timings.tail > 0
+    assert min(timings.head, timings.link, timings.tail) > 0
 
 
 def test_a_stream_gives_each_frame_once_in_order(model_dir, server):
