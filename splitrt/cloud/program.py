@@ -20,6 +20,17 @@ PLAIN = re.compile(
     r"|models/model\.json|archive_format|archive_version|byteorder"
     r"|\.data/(version|serialization_id))"
 )
+# torch.export.load hands these strings to sympy, which evaluates them as Python.
+SYMBOL = re.compile(r"Symbol\('[a-z]+\d+'(, (positive|nonnegative|integer)=(True|False))*\)")
+ARITHMETIC = re.compile(
+    r"([\s,()+-]|\*(?!\*)|//|\d{1,10}\b|(Integer|Add|Mul|Mod|FloorDiv|CleanDiv|Max|Min|Eq|Ne|Ge|Gt|Le|Lt)\()*"
+)
+LONGEST_EXPRESSION = 2000  # characters
+TARGET = re.compile(
+    r"torch\.ops\.aten\.(?!from_file\b)[a-z_0-9]+\.[A-Za-z_0-9]+"
+    r"|_operator\.(add|sub|mul|floordiv|mod|neg|eq|ne|ge|gt|le|lt|getitem)"
+    r"|torch\.sym_(max|min|not)"
+)
 SAMPLE = re.compile(r"[^/]+/data/sample_inputs/model\.pt")
 LARGEST_CONFIG = 64 << 20
 
@@ -29,7 +40,9 @@ def load_program(path: Path) -> torch.export.ExportedProgram:
     try:
         _look(path)
         return torch.export.load(str(path))
-    except (zipfile.BadZipFile, json.JSONDecodeError, RuntimeError, KeyError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # what torch and zipfile raise at a wrong file has no common tree
         raise ModelError(f"{path.name} is not an exported program\nhelp: export again") from error
 
 
@@ -41,10 +54,14 @@ def _look(path: Path) -> None:
                 continue
             if not PLAIN.fullmatch(name):
                 raise ModelError(f"{path.name} holds {name!r}, which may be a pickle\n{HELP}")
-            if name.endswith("_config.json"):
+            if name.endswith(".json"):
                 if member.file_size > LARGEST_CONFIG:
                     raise ModelError(f"{path.name}: {name!r} is too large")
-                _plain_tensors(path, json.loads(archive.read(member)))
+                table = json.loads(archive.read(member))
+                if name.endswith("_config.json"):
+                    _plain_tensors(path, table)
+                else:
+                    _plain_graph(path, table)
 
 
 def _plain_tensors(path: Path, table: Any) -> None:
@@ -52,6 +69,31 @@ def _plain_tensors(path: Path, table: Any) -> None:
         plain = re.fullmatch(r"(weight|tensor)_\d+", str(entry["path_name"]))
         if entry["use_pickle"] is not False or not plain:
             raise ModelError(f"{path.name} holds {name!r} as a pickle\n{HELP}")
+
+
+def _plain_graph(path: Path, program: Any) -> None:
+    """ModelError unless every string that loading would evaluate or look up is harmless."""
+    if program.get("guards_code"):
+        raise ModelError(f"{path.name} holds guards, which are Python\n{HELP}")
+    todo = [program]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, list):
+            todo += item
+        elif isinstance(item, dict):
+            todo += item.values()
+            expression = item.get("expr_str", "0")
+            if not isinstance(expression, str) or not _arithmetic(expression):
+                raise ModelError(f"{path.name} holds an expression that is no arithmetic\n{HELP}")
+            target = item.get("target")
+            if isinstance(target, str) and "inputs" in item and not TARGET.fullmatch(target):
+                raise ModelError(f"{path.name} calls {target[:100]!r}, no tensor operator\n{HELP}")
+
+
+def _arithmetic(expression: str) -> bool:
+    if len(expression) > LONGEST_EXPRESSION:
+        return False
+    return ARITHMETIC.fullmatch(SYMBOL.sub("0", expression)) is not None
 
 
 HELP = "help: export again with splitrt; it writes plain tensors only"

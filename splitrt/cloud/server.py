@@ -60,6 +60,7 @@ class Server:
         self.batcher = Batcher(self.tail, largest=max_batch)
         self.host, self.max_inflight = host, max_inflight
         self._over = threading.Event()
+        self._reading: set[asyncio.Future[wire.ToServer | None]] = set()
         ready: Future[int] = Future()
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._serve(port, ready)), name="server", daemon=True
@@ -117,6 +118,8 @@ class Server:
         await server.start()
         ready.set_result(bound)
         await self._drained.wait()
+        for reading in tuple(self._reading):
+            reading.cancel()
         await server.stop(GRACE)
 
     def _options(self) -> list[tuple[str, int]]:
@@ -128,7 +131,7 @@ class Server:
             ("grpc.keepalive_time_ms", 20_000),
             ("grpc.keepalive_timeout_ms", 4000),
             ("grpc.http2.ping_timeout_ms", 4000),
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),
+            ("grpc.http2.min_ping_interval_without_data_ms", 500),
             ("grpc.http2.max_ping_strikes", 0),
         ]
 
@@ -172,7 +175,7 @@ class Server:
                 outbox.put_nowait(None)
 
         try:
-            async for message in _until(messages, IDLE):
+            async for message in self._until_closed(messages):
                 if message is None or not message.HasField("frame"):
                     await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a frame")
                 inflight += 1
@@ -183,7 +186,7 @@ class Server:
                     done(packet.refusal(message.frame.seq, wire.BUSY, detail, RETRY_MS))
                 else:
                     self._admit(message.frame, done)
-            ended = True  # the device has said all; its last answers go out
+            ended = True  # the device or the server has done; the last answers go out
             if inflight == 0:
                 outbox.put_nowait(None)
             await writer
@@ -191,6 +194,25 @@ class Server:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no frame for {IDLE:.0f} s")
         finally:
             writer.cancel()
+
+    async def _until_closed(
+        self, messages: AsyncIterator[wire.ToServer | None]
+    ) -> AsyncIterator[wire.ToServer | None]:
+        """The messages, until the server closes; asyncio.TimeoutError if one takes too long."""
+        while not self._drained.is_set():
+            reading = asyncio.ensure_future(anext(messages))
+            self._reading.add(reading)
+            try:
+                message = await asyncio.wait_for(reading, IDLE)
+            except StopAsyncIteration:
+                return
+            except asyncio.CancelledError:
+                if self._drained.is_set():
+                    return
+                raise
+            finally:
+                self._reading.discard(reading)
+            yield message
 
     async def _handshake(self, messages: AsyncIterator[wire.ToServer | None], context: Any) -> None:
         try:
@@ -254,14 +276,3 @@ def _reader(kind: Any) -> Callable[[bytes], Any]:
 async def _write(outbox: asyncio.Queue[wire.Answer | None], context: Any) -> None:
     while (answer := await outbox.get()) is not None:
         await context.write(wire.ToEdge(answer=answer))
-
-
-async def _until(
-    messages: AsyncIterator[wire.ToServer | None], seconds: float
-) -> AsyncIterator[wire.ToServer | None]:
-    """The messages; asyncio.TimeoutError if one takes longer."""
-    while True:
-        try:
-            yield await asyncio.wait_for(anext(messages), seconds)
-        except StopAsyncIteration:
-            return

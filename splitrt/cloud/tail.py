@@ -46,8 +46,9 @@ class Tail:
             program = torch.export.passes.move_to_device_pass(program, self.device)
         self.module = program.module()
         self.largest = max((codec.limit for codec in self.codecs.values()), default=0)
+        self.kinds = [getattr(torch, output.dtype) for output in manifest.outputs]
         for size in (1, 2):
-            self.run(torch.zeros(size, *manifest.cut.shape, device=self.device))
+            self._warm_up(size)
 
     def __call__(self, codes: Sequence[tuple[str, bytes]]) -> list[list[np.ndarray]]:
         """[(codec, packed bytes)] of a batch -> outputs of each frame, without batch."""
@@ -61,7 +62,8 @@ class Tail:
     @torch.inference_mode()
     def run(self, features: torch.Tensor) -> list[np.ndarray]:
         """float32 [N, …] -> the outputs in the manifest's order, [N, …]."""
-        return [output.float().cpu().numpy() for output in self.module(features)]
+        pairs = zip(self.module(features), self.kinds, strict=True)
+        return [output.to(kind).cpu().numpy() for output, kind in pairs]
 
     def open(self, name: str, payload: bytes) -> bytes:
         """The packed bytes of a payload; PacketError if they are not what the codec promises."""
@@ -71,6 +73,19 @@ class Tail:
             if not np.isfinite(np.frombuffer(packed, kind)).all():
                 raise PacketError("payload holds NaN or infinity")
         return packed
+
+    def _warm_up(self, size: int) -> None:
+        """Run once on zeros; ModelError if the outputs are not the manifest's."""
+        wanted = [[size, *output.shape] for output in self.manifest.outputs]
+        features = torch.zeros(size, *self.manifest.cut.shape, device=self.device)
+        try:
+            found = [list(array.shape) for array in self.run(features)]
+        except ValueError:
+            found = []
+        if found != wanted:
+            raise ModelError(
+                f"tail.pt2 gives {found}, model.toml names {wanted}\nhelp: export again"
+            )
 
     def _values(self, name: str, packed: list[bytes]) -> torch.Tensor:
         """Packed bytes of one rung -> float32 [n, *shape of what crosses]."""

@@ -21,7 +21,7 @@ else:
 
 NAME = "model.toml"
 LARGEST_MANIFEST = 4 << 20
-LARGEST_FILE = 4 << 30
+LARGEST_FILE = LARGEST_FOLDER = 4 << 30
 LARGEST_TENSOR = 1 << 28  # elements
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -177,12 +177,24 @@ class Manifest(Part):
         for plan in self.plans:
             if plan.place == "cloud" and plan.codec not in self.codecs:
                 raise ValueError(f"plan {plan.name!r} has no codec {plan.codec!r}")
+            if plan.place == "edge" and plan.name not in self._answered_here():
+                raise ValueError(f"plan {plan.name!r}: nothing on the device answers it")
+        if self.exit is not None:
+            if not any(plan.place == "edge" and plan.name == "exit" for plan in self.plans):
+                raise ValueError("exit has no plan 'exit' at the edge")
+            if self.exit.output not in [output.name for output in self.outputs]:
+                raise ValueError(f"exit answers for {self.exit.output!r}, not in outputs")
         for name, codec in self.codecs.items():
             if codec.bits <= 8 and "scales.safetensors" not in self.files:
                 raise ValueError(f"codec {name!r} needs scales.safetensors")
             if codec.dictionary is not None and codec.dictionary not in self.files:
                 raise ValueError(f"codec {name!r} names {codec.dictionary!r}, not in files")
         return self
+
+    def _answered_here(self) -> set[str]:
+        """The plans that need no server: the exit, and the tail as ONNX."""
+        exits = {"exit"} if self.exit is not None else set()
+        return exits | ({"local"} if "tail.onnx" in self.files else set())
 
 
 def verified(folder: str | Path, manifest: Manifest, name: str) -> Path:
@@ -212,6 +224,11 @@ def prove(folder: str | Path) -> Manifest:
     extra = {path.name for path in Path(folder).iterdir()} - {NAME, *manifest.files}
     if extra:
         raise ModelError(f"{folder} holds {min(extra)!r}, which {NAME} does not name")
+    paths = [Path(folder) / name for name in (NAME, *manifest.files)]
+    if paths[0].is_symlink():
+        raise ModelError(f"{paths[0]} is a link\nhelp: copy the whole directory")
+    if sum(path.lstat().st_size for path in paths if path.exists()) > LARGEST_FOLDER:
+        raise ModelError(f"{folder} is larger than {LARGEST_FOLDER >> 30} GiB")
     for name in manifest.files:
         verified(folder, manifest, name)
     return manifest

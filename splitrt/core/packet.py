@@ -14,6 +14,7 @@ from splitrt.wire import tail_pb2 as wire
 
 PROTOCOL = 1
 LONGEST_SLACK_US = 2**32 - 1
+LONGEST_WORDS = 400  # characters of a peer's text that are passed on
 ENVELOPE = 1 << 10  # room for the fields around payloads and outputs
 
 
@@ -103,6 +104,12 @@ def _array(wanted: Output, tensor: wire.Tensor) -> np.ndarray:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise PacketError(f"output {wanted.name!r} holds NaN or infinity")
     return array
+
+
+def told(words: str) -> str:
+    """A peer's words, short and without control characters: they end on a terminal."""
+    shown = (c if c.isprintable() or c == "\n" else "?" for c in words[:LONGEST_WORDS])
+    return "".join(shown).strip()
 
 
 def largest_answer(manifest: Manifest) -> int:

@@ -242,7 +242,7 @@ class Edge:
         answer = arrival.answer
         if answer.status == wire.OK:
             return packet.read_outputs(self.manifest, answer)
-        detail = answer.detail[:200]
+        detail = packet.told(answer.detail) or "without a reason"
         if answer.status == wire.EXPIRED:
             raise DeadlineMissed(f"the server found it too late: {detail}")
         if answer.status == wire.BUSY:
@@ -259,10 +259,12 @@ class Edge:
             "batch": answer.queue_us / 1000,
             "tail": answer.compute_us / 1000,
         }
+        claimed = sum(there.values())
+        share = min(1.0, away / claimed) if claimed else 1.0  # a peer's numbers: at most `away`
         timings = replace(
             flight.timings,
-            link=max(0.0, away - sum(there.values())),
-            **there,
+            link=max(0.0, away - claimed),
+            **{word: share * milliseconds for word, milliseconds in there.items()},
             total=1000 * (arrival.at - flight.captured),
         )
         return Result(

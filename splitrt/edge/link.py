@@ -128,7 +128,8 @@ class Link:
                 try:
                     self._deliver(channel)
                 except (grpc.RpcError, LinkError, ModelMismatch) as error:
-                    self._error = renamed(error, self.address)
+                    if not isinstance(self._error, ModelMismatch):  # kept until a Welcome
+                        self._error = renamed(error, self.address)
             was_up = self._up.is_set()
             self._down()
             self._tried.set()
@@ -147,6 +148,7 @@ class Link:
             for message in call:
                 if message.HasField("welcome"):
                     self._limit = max(1, message.welcome.max_inflight)
+                    self._error = LinkDown(f"no connection to {self.address}")
                     self._up.set()
                     self._tried.set()
                 elif message.HasField("answer"):
@@ -209,7 +211,7 @@ def renamed(error: Exception, address: str) -> LinkError | ModelMismatch:
     if not isinstance(error, grpc.RpcError):
         return error if isinstance(error, LinkError | ModelMismatch) else LinkDown(str(error))
     code = error.code() if isinstance(error, grpc.Call) else None
-    detail = (error.details() or "") if isinstance(error, grpc.Call) else ""
+    detail = packet.told(error.details() or "") if isinstance(error, grpc.Call) else ""
     logger.debug("%s: %s %s", address, code, detail)
     if code == grpc.StatusCode.FAILED_PRECONDITION:
         return ModelMismatch(detail)

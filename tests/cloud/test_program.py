@@ -8,8 +8,11 @@ import pickle
 import zipfile
 
 import pytest
+import torch
 
 from splitrt.cloud.program import load_program
+from splitrt.cloud.tail import Tail
+from splitrt.core.manifest import Manifest, Output
 from splitrt.errors import ModelError
 
 RAN = []
@@ -82,3 +85,81 @@ def test_garbage_is_a_model_error(tmp_path):
     (tmp_path / "b.pt2").write_bytes(empty.getvalue())
     with pytest.raises(ModelError):
         load_program(tmp_path / "b.pt2")
+
+
+def in_the_graph(model_dir, tmp_path, change):
+    """tail.pt2 whose graph went through change(program)."""
+
+    def edited(name, raw):
+        if not name.endswith("models/model.json"):
+            return raw
+        program = json.loads(raw)
+        change(program)
+        return json.dumps(program).encode()
+
+    return repacked(model_dir / "tail.pt2", tmp_path / "a.pt2", edited)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "__import__('pathlib').Path('{}').touch()",
+        "Symbol('s0', positive=True) + open('{}', 'w')",
+        "().__class__",
+        "Integer(1).evalf",
+        "Symbol('s1').__class__",
+        "9**9**9**9",
+        "1+" * 2000 + "1",
+        ["Symbol('s0')"],
+    ],
+)
+def test_an_expression_in_the_graph_is_never_evaluated(model_dir, tmp_path, expression):
+    trap = tmp_path / "ran"
+
+    def change(program):
+        sizes = program["graph_module"]["graph"]["tensor_values"]["features"]["sizes"]
+        mine = expression.format(trap) if isinstance(expression, str) else expression
+        sizes[0]["as_expr"]["expr_str"] = mine
+
+    with pytest.raises(ModelError, match="arithmetic"):
+        load_program(in_the_graph(model_dir, tmp_path, change))
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["torch.ops.aten.from_file.default", "os.system", "torch.load", "_operator.attrgetter", "eval"],
+)
+def test_only_tensor_operators_are_called(model_dir, tmp_path, target):
+    def change(program):
+        program["graph_module"]["graph"]["nodes"][0]["target"] = target
+
+    with pytest.raises(ModelError, match="no tensor operator"):
+        load_program(in_the_graph(model_dir, tmp_path, change))
+
+
+def test_guards_are_refused(model_dir, tmp_path):
+    def change(program):
+        program["guards_code"] = ["print('ran')"]
+
+    with pytest.raises(ModelError, match="guards"):
+        load_program(in_the_graph(model_dir, tmp_path, change))
+
+
+def promising(model_dir, **changes: object) -> Manifest:
+    """The manifest with another promise about its one output."""
+    manifest = Manifest.load(model_dir)
+    output = Output(**(manifest.outputs[0].model_dump() | changes))
+    return manifest.model_copy(update={"outputs": [output]})
+
+
+def test_a_tail_that_gives_something_else_than_promised_does_not_start(model_dir):
+    with pytest.raises(ModelError, match=r"tail\.pt2 gives"):
+        Tail(model_dir, promising(model_dir, shape=[11]), threads=1)
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "int64"])
+def test_outputs_have_the_promised_type(model_dir, kind):
+    tail = Tail(model_dir, promising(model_dir, dtype=kind), threads=1)
+    (array,) = tail.run(torch.zeros(2, *tail.manifest.cut.shape))
+    assert array.dtype == kind and array.shape == (2, 10)

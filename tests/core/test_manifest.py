@@ -64,12 +64,23 @@ def test_file_names_that_lead_elsewhere_are_refused(copy: Path, name: str):
         ("shape = [", "shape = [0, "),
         ("shape = [", "shape = [1000000000, "),
         ("format = 1", "format = ["),
+        ('name = "exit"', 'name = "door"'),
+        ('name = "local"', 'name = "nowhere"'),
+        ('output = "logits"', 'output = "boxes"'),
+        ('"tail.onnx" =', '"other.onnx" ='),
     ],
 )
 def test_a_wrong_manifest_is_a_model_error(copy: Path, old: str, new: str):
     edited(copy, old, new)
     with pytest.raises(ModelError):
         Manifest.load(copy)
+
+
+def test_a_manifest_that_is_a_link_is_no_proof(copy: Path):
+    (copy / "model.toml").rename(copy.parent / "model.toml")
+    (copy / "model.toml").symlink_to(copy.parent / "model.toml")
+    with pytest.raises(ModelError, match="is a link"):
+        prove(copy)
 
 
 def test_no_manifest_is_said_with_a_way_out(tmp_path: Path):

@@ -8,9 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 import torch
@@ -26,6 +29,9 @@ from splitrt import (
     SplitrtError,
 )
 from splitrt.cloud import Server
+from splitrt.edge.link import OPTIONS
+from splitrt.wire import tail_pb2 as wire
+from splitrt.wire.tail_pb2_grpc import TailServicer, add_TailServicer_to_server
 from tests.conftest import pictures
 from tests.relay import Relay
 
@@ -126,6 +132,21 @@ def test_another_model_is_an_error_and_never_an_answer(model_dir, plain_dir, ima
                 list(edge.stream(frames(3)))
 
 
+def test_another_model_stays_an_error_until_the_right_server_comes(model_dir, plain_dir, image):
+    wrong = Server(plain_dir, port=0, threads=1)
+    with Edge(model_dir, cloud=wrong.address, plan="q4") as edge:
+        with pytest.raises(ModelMismatch):
+            edge(image)
+        wrong.close()
+        for _ in range(10):
+            time.sleep(0.1)  # it is tried again meanwhile, and nobody is there
+            with pytest.raises(ModelMismatch):
+                edge(image)
+        with Server(model_dir, port=wrong.port, threads=1):
+            assert soon(lambda: edge._link.up)
+            assert edge(image).where == "cloud"
+
+
 def test_nobody_there_is_answered_locally_with_the_reason(model_dir, image):
     with Edge(model_dir, cloud="127.0.0.1:1", plan="q4", deadline=0.5) as edge:
         result = edge(image)
@@ -212,6 +233,102 @@ def test_a_killed_server_comes_back_on_the_same_port(model_dir, image):
         finally:
             process.terminate()
             assert process.wait(20) == 0
+
+
+def test_a_server_closes_at_once_after_its_last_answers(model_dir, image):
+    server = Server(model_dir, port=0, threads=1)
+    with Edge(model_dir, cloud=server.address, plan="q4", deadline=5) as edge:
+        assert edge(image).where == "cloud"
+        flights = [edge.launch(image, time.monotonic()) for _ in range(8)]
+        time.sleep(0.05)  # they have arrived
+        started = time.monotonic()
+        server.close()
+        assert time.monotonic() - started < 2  # though the device is still connected
+        assert [edge.land(flight)[0].where for flight in flights] == ["cloud"] * 8
+
+
+class Liar(TailServicer):
+    """A server that answers a frame with whatever `answers` makes of it."""
+
+    def __init__(self, answers: Callable[[wire.Frame], list[wire.Answer]]) -> None:
+        self.answers = answers
+
+    def Stream(self, messages, context):
+        next(messages)
+        yield wire.ToEdge(welcome=wire.Welcome(protocol=1, max_inflight=8))
+        for message in messages:
+            for answer in self.answers(message.frame):
+                yield wire.ToEdge(answer=answer)
+
+
+@contextmanager
+def lying(answers: Callable[[wire.Frame], list[wire.Answer]]) -> Iterator[str]:
+    server = grpc.server(ThreadPoolExecutor(4))
+    add_TailServicer_to_server(Liar(answers), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(0).wait()
+
+
+def logits(seq: int, count: int = 10, shape: int = 10, value: float = 0.0, **more) -> wire.Answer:
+    data = np.full(count, value, np.float32).tobytes()
+    return wire.Answer(
+        seq=seq, status=wire.OK, outputs=[wire.Tensor(shape=[shape], data=data)], **more
+    )
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        (lambda f: [logits(f.seq, 9, 9)], "shape"),
+        (lambda f: [logits(f.seq, 9)], "36 bytes, 40 wanted"),
+        (lambda f: [logits(f.seq, 10, 2**32 - 1)], "shape"),
+        (lambda f: [logits(f.seq, value=np.nan)], "NaN"),
+        (lambda f: [logits(f.seq, value=np.inf)], "infinity"),
+        (lambda f: [wire.Answer(seq=f.seq, status=wire.OK)], "0 outputs"),
+        (lambda f: [wire.Answer(seq=f.seq)], "failed"),
+        (lambda f: [wire.Answer(seq=f.seq, status=wire.INVALID, detail="\x1b[2Jno")], r"\?\[2Jno"),
+        (lambda f: [logits(f.seq, 25_000_000, 25_000_000)], "no answer|larger than max"),
+        (lambda f: [logits(f.seq + 1000)], "no answer"),
+    ],
+)
+def test_a_lying_server_gets_no_answer_accepted(model_dir, image, answers, words):
+    with lying(answers) as address:
+        with Edge(model_dir, cloud=address, plan="q4", deadline=0.5) as edge:
+            result = edge(image)
+    assert (result.where, result.plan) == ("edge", "exit")
+    assert re.search(words, result.reason), result.reason
+
+
+def test_unknown_and_repeated_answers_are_counted_and_the_first_one_holds(model_dir, image):
+    def answers(frame):
+        return [
+            logits(frame.seq + 7, value=3.0),
+            logits(frame.seq, value=1.0),
+            logits(frame.seq, value=2.0),
+        ]
+
+    with lying(answers) as address:
+        with Edge(model_dir, cloud=address, plan="q4", deadline=5) as edge:
+            for _ in range(3):
+                assert edge(image).outputs["logits"].tolist() == [1.0] * 10
+            assert soon(lambda: edge._link.strays == 6)
+
+
+def test_times_that_a_server_claims_are_never_more_than_it_took(model_dir, image):
+    with lying(lambda f: [logits(f.seq, queue_us=2**32 - 1, compute_us=2**32 - 1)]) as address:
+        with Edge(model_dir, cloud=address, plan="q4", deadline=5) as edge:
+            timings = edge(image).timings
+    there = timings.server + timings.batch + timings.tail
+    assert there > 0 and timings.link + there <= timings.total
+
+
+def test_every_channel_option_is_one_that_grpc_knows(server):
+    """gRPC ignores a misspelt option without a word."""
+    known = Path(grpc._cython.cygrpc.__file__).read_bytes()
+    for name, _ in [*OPTIONS, *server._options()]:
+        assert name.encode() in known, name
 
 
 def served(folder: Path, port: int) -> tuple[subprocess.Popen, int]:
