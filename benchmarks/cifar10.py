@@ -13,25 +13,32 @@ import numpy as np
 import torch
 
 from splitrt import Edge
-from splitrt.train import Frames, calibration_error, read, score
+from splitrt.train import Frames, calibration_error, draw, read, score
 
+ANIMALS = [2, 3, 4, 5, 6, 7]
 MODEL = Path(__file__).parent.parent / "models" / "cifar10-resnet"
 
 
-def exit_alone(frames: Frames, threads: int) -> dict[str, float]:
-    """The local exit on frames that did not calibrate it: accuracy, ECE, what it answers."""
-    with Edge(MODEL, plan="exit", threads=threads) as edge:
-        results = [edge(image) for image in frames.images]
-        threshold = edge.manifest.exit.threshold
-    confidence = np.array([result.confidence for result in results])
-    right = np.array([r.outputs["logits"].argmax() for r in results]) == frames.labels
-    sure = confidence >= threshold
-    return {
-        "accuracy": float(right.mean()),
-        "ece": calibration_error(torch.tensor(confidence).float(), torch.tensor(right)),
-        "sure_share": float(sure.mean()),
-        "sure_accuracy": float(right[sure].mean()),
-    }
+def exits_alone(frames: Frames, threads: int) -> dict[str, dict[str, float]]:
+    """Each local exit on frames that did not calibrate it: accuracy and calibration error."""
+    found = {}
+    with Edge(MODEL, threads=threads) as edge:
+        for plan in [plan.name for plan in edge.manifest.plans if plan.exits]:
+            edge.plan = plan
+            results = [edge(image) for image in frames.images]
+            confidence = torch.tensor([result.confidence for result in results])
+            right = np.array([r.outputs["logits"].argmax() for r in results]) == frames.labels
+            error = calibration_error(confidence, torch.tensor(right))
+            found[plan] = {"accuracy": float(right.mean()), "ece": error}
+    return found
+
+
+def filter_alone(frames: Frames, threads: int) -> dict[str, float]:
+    """The emptiness filter on frames that did not set its threshold: animals are of interest."""
+    animal = np.isin(frames.labels, ANIMALS)
+    with Edge(MODEL, filter=True, threads=threads) as edge:
+        empty = np.array([edge(image).plan == "empty" for image in frames.images])
+    return {"recall": float(1 - empty[animal].mean()), "dropped": float(empty[~animal].mean())}
 
 
 def main() -> None:
@@ -50,11 +57,14 @@ def main() -> None:
         found[name] = table.as_dict()
         print(name, json.dumps(found[name], indent=1), flush=True)
         if name == "jpeg_test":
-            odd = frames[np.arange(1, len(frames), 2)]  # the even half calibrated the exit
-            found["exit, odd half of jpeg_test"] = exit_alone(odd, options.threads)
+            odd = frames[np.arange(1, len(frames), 2)]  # the even half calibrated the exits
+            found["exits, odd half of jpeg_test"] = exits_alone(odd, options.threads)
+            found["filter, odd half of jpeg_test"] = filter_alone(odd, options.threads)
+            draw(table, options.to.with_suffix(".png"))
     options.to.parent.mkdir(parents=True, exist_ok=True)
     options.to.write_text(json.dumps(found, indent=1))
-    print(json.dumps(found["exit, odd half of jpeg_test"]))
+    for name in ("exits, odd half of jpeg_test", "filter, odd half of jpeg_test"):
+        print(name, json.dumps(found[name]))
 
 
 if __name__ == "__main__":

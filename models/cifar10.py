@@ -1,4 +1,4 @@
-"""The recipe of the shipped CIFAR-10 model: whole network, cut, distilled, exported, scored.
+"""The recipe of the shipped CIFAR-10 model: whole network, student head, exits, export.
 
     python models/cifar10.py --data DIR      # DIR: jpeg_train.npz, jpeg_test.npz, clean_*.npz
 
@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import argparse
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,37 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
-from splitrt.train import About, Frames, Pixels, Schedule, cut, distill, export, fast, read, varied
+from splitrt.train import (
+    About,
+    Frames,
+    Pixels,
+    Schedule,
+    Split,
+    Student,
+    cut,
+    distill,
+    export,
+    fast,
+    holed,
+    read,
+    scaled,
+    varied,
+)
 
 logger = logging.getLogger("cifar10")
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 BATCH = 500
 PEAK = 0.4  # learning rate of SGD
-HOLE = 8  # pixels a side of the patch that is blanked (DeVries and Taylor 2017)
+HOLE = 8  # pixels a side of the patch that is blanked
+ANIMALS = [2, 3, 4, 5, 6, 7]  # what the emptiness filter looks for
+STUDENT = Student(
+    codes=(8, 16, 32),
+    shares=(0.5, 0.75, 1.0),
+    stages=((16, 1, 0), (32, 2, 1), (64, 2, 1), (96, 2, 1)),
+    payload=(24, 58, 125),
+    decoder=(128, 1),
+)
 
 
 def conv(inputs: int, outputs: int) -> nn.Sequential:
@@ -88,6 +112,13 @@ class Data:
             lossless[kept["index"]] = kept["images"]
         return cls(train, lossless, test, clean)
 
+    def mixed(self) -> Frames:
+        """The training pictures once; every second that has a lossless copy as that."""
+        images = self.train.images.copy()
+        changed = np.flatnonzero((self.lossless != self.train.images).any((1, 2, 3)))[::2]
+        images[changed] = self.lossless[changed]
+        return interesting(Frames(images, self.train.labels))
+
     def steps(self, random: torch.Generator) -> list[torch.Tensor]:
         """The places of one epoch's pictures, BATCH at a time."""
         order = torch.randperm(len(self.train), generator=random)
@@ -101,16 +132,7 @@ class Data:
             torch.from_numpy(self.train.images[chosen.numpy()]),
             torch.from_numpy(self.lossless[chosen.numpy()]),
         )
-        return holed(varied(Pixels()(x), random), random)
-
-
-def holed(x: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-    """Each picture of [N, C, H, W] with one square set to the mean."""
-    count, _, height, width = x.shape
-    top, left = torch.randint(0, height - HOLE + 1, (2, count, 1), generator=random)
-    rows, columns = torch.arange(height)[None], torch.arange(width)[None]
-    inside = ((rows >= top) & (rows < top + HOLE))[:, None, :, None]
-    return x.masked_fill(inside & ((columns >= left) & (columns < left + HOLE))[:, None, None], 0)
+        return holed(varied(Pixels()(x), random), HOLE, random)
 
 
 def train_whole(data: Data, epochs: int, seed: int) -> ResNet:
@@ -159,6 +181,48 @@ def network() -> ResNet:
     return ResNet().eval()
 
 
+def trained(data: Data, options: argparse.Namespace) -> ResNet:
+    """The whole network, trained now or before."""
+    kept = options.work / "whole.safetensors"
+    if not kept.exists():
+        save_file(train_whole(data, options.epochs, options.seed).state_dict(), kept)
+    whole = network()
+    whole.load_state_dict(load_file(kept))
+    return whole
+
+
+def split_of(whole: ResNet, data: Data, options: argparse.Namespace) -> Split:
+    """The student in the head's place, distilled now or before; with --alone, of that one width."""
+    student, name = STUDENT, "student"
+    if options.alone is not None:
+        student, name = alone(STUDENT, options.alone), f"alone-w{options.alone}"
+    split = cut(whole, after="stage3.1", student=student, shape=(1, 3, 32, 32))
+    schedule = Schedule(
+        features=sum(options.student_epochs),
+        task=options.exit_epochs,
+        batch=250,
+        once=True,
+        restart=tuple(accumulate(options.student_epochs[:-1])),
+    )
+    distill(
+        split,
+        teacher=whole,
+        frames=data.mixed(),
+        schedule=schedule,
+        seed=options.seed,
+        checkpoint=options.work / name,
+        progress=not options.quiet,
+    )
+    return split
+
+
+def alone(student: Student, codes: int) -> Student:
+    """One of the student's widths as a student of its own, to see what sharing costs."""
+    share = student.shares[student.codes.index(codes)]
+    stages = tuple((scaled(c, (share,))[0], stride, n) for c, stride, n in student.stages)
+    return replace(student, codes=(codes,), shares=(1.0,), stages=stages)
+
+
 def main() -> None:
     """Train what --work does not hold yet, and export to --to."""
     options = _options()
@@ -167,27 +231,14 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     data = Data.load(options.data)
     options.work.mkdir(parents=True, exist_ok=True)
-    kept = options.work / "whole.safetensors"
-    if not kept.exists():
-        save_file(train_whole(data, options.epochs, options.seed).state_dict(), kept)
-    whole = network()
-    whole.load_state_dict(load_file(kept))
+    whole = trained(data, options)
     logger.info("whole: %.4f on jpeg_test", accuracy(whole, data.test))
-    split = cut(whole, after="stem", channels=options.channels, shape=(1, 3, 32, 32))
-    schedule = Schedule(features=options.feature_epochs, task=options.task_epochs)
-    distill(
-        split,
-        teacher=whole,
-        frames=data.train,
-        schedule=schedule,
-        seed=options.seed,
-        checkpoint=options.work / "distill",
-    )
+    split = split_of(whole, data, options)
     export(
         split,
         options.to,
-        frames=data.train,
-        held_out=data.test[np.arange(0, len(data.test), 2)],  # the even half; score on the odd
+        frames=data.mixed(),
+        held_out=interesting(data.test[np.arange(0, len(data.test), 2)]),  # score on the odd half
         labels=CLASSES,
         about=About(
             recipe="models/cifar10.py",
@@ -196,8 +247,14 @@ def main() -> None:
             trained_by="splitrt, from scratch",
             licence="Apache-2.0",
         ),
+        pareto=options.alone is None and not options.every,
     )
     logger.info("wrote %s", options.to)
+
+
+def interesting(frames: Frames) -> Frames:
+    """The frames with what the filter is to let pass: animals."""
+    return Frames(frames.images, frames.labels, np.isin(frames.labels, ANIMALS))
 
 
 def _options() -> argparse.Namespace:
@@ -205,12 +262,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder of the .npz files")
     parser.add_argument("--to", type=Path, default=Path("models/cifar10-resnet"))
     parser.add_argument("--work", type=Path, default=Path("build/cifar10"))
-    parser.add_argument("--channels", type=int, default=12)
     parser.add_argument("--epochs", type=int, default=20, help="of the whole network")
-    parser.add_argument("--feature-epochs", type=int, default=7)
-    parser.add_argument("--task-epochs", type=int, default=4)
+    parser.add_argument("--student-epochs", type=int, nargs="+", default=[20, 30])
+    parser.add_argument("--exit-epochs", type=int, default=3)
+    parser.add_argument("--alone", type=int, choices=STUDENT.codes, help="train this width alone")
+    parser.add_argument("--every", action="store_true", help="export dominated plans too")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args()
 
 

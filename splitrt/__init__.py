@@ -3,6 +3,7 @@
 `splitrt.cloud` has the server and `splitrt.train` the tools; both need torch, this does not.
 """
 
+from splitrt.core.manifest import Similar
 from splitrt.core.result import Result, Timings
 from splitrt.edge.capture import Camera, Frame, Pictures
 from splitrt.edge.edge import Edge
@@ -32,6 +33,7 @@ __all__ = [
     "ProfileError",
     "Refused",
     "Result",
+    "Similar",
     "SplitrtError",
     "Timings",
 ]

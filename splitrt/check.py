@@ -3,53 +3,107 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from splitrt.core.manifest import prove
+from splitrt.core.codec import codecs
+from splitrt.core.manifest import TAIL, Manifest, prove, verified
 from splitrt.edge.head import Head, LocalTail
 from splitrt.errors import ModelError
 
-CLOSE = 1e-3  # relative, between the two tails
+CLOSE = 1e-3  # relative
 
 
 def check(folder: Path) -> Iterator[str]:
-    """A line for everything that was proved; ModelError at the first that is wrong."""
+    """A line for everything that was proved; ModelError at the first that is wrong.
+
+    A model whose pictures change their size is run at the smallest and at the largest.
+    """
     manifest = prove(folder)
     yield f"{folder}: {manifest.name}, {manifest.digest[:6].hex()}, {len(manifest.files)} files"
-    head = Head(folder, manifest)
-    blank = np.full(manifest.input.shape, 100, manifest.input.dtype)
-    seen = head(blank, head.outputs)
-    if list(seen["features"].shape) != manifest.cut.shape:
-        found = list(seen["features"].shape)
-        raise ModelError(f"the head gives {found}, model.toml names {manifest.cut.shape}")
-    yield f"head runs on {head.provider}: {', '.join(head.outputs)}"
-    if "tail.onnx" not in manifest.files:
+    codecs(folder, manifest)  # tables and dictionaries are what they should be
+    sizes = [None] if manifest.sizes is None else [manifest.sizes.smallest, manifest.sizes.largest]
+    for place, width in enumerate(manifest.widths):
+        head = Head(folder, manifest, width)
+        runs = [_run(head, manifest.at(size), place) for size in sizes]
+        yield f"{width.head} runs on {head.provider}: {', '.join(head.outputs)}{_at(sizes)}"
+    if TAIL not in manifest.files:
         return
-    outputs = LocalTail(folder, manifest)(seen["features"])
-    for output in manifest.outputs:
-        if list(outputs[output.name].shape) != output.shape:
-            raise ModelError(f"output {output.name} is {list(outputs[output.name].shape)}")
-    yield f"tail.onnx answers {', '.join(outputs)}"
+    tail = LocalTail(folder, manifest)
+    for run in runs:
+        run.outputs = tail(run.features, run.sides)
+        for output in run.manifest.outputs:
+            if list(run.outputs[output.name].shape) != output.shape:
+                raise ModelError(f"output {output.name} is {list(run.outputs[output.name].shape)}")
+    yield f"tail.onnx answers {', '.join(runs[0].outputs)}"
     if importlib.util.find_spec("torch") is None:
         yield "tail.pt2 was not run: torch is not installed (a device does not need it)"
         return
-    yield _same_tails(folder, seen["features"], outputs)
+    yield from _same_answers(folder, manifest, runs)
 
 
-def _same_tails(folder: Path, features: np.ndarray, outputs: dict[str, np.ndarray]) -> str:
+@dataclass(slots=True, eq=False)
+class _Run:
+    """One picture through the head, and through tail.onnx."""
+
+    manifest: Manifest  # for the picture's size
+    picture: np.ndarray
+    features: np.ndarray
+    sides: list[np.ndarray]
+    outputs: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def _run(head: Head, manifest: Manifest, place: int) -> _Run:
+    picture = np.full(manifest.input.shape, 100, manifest.input.dtype)
+    features = head(picture, head.outputs)["features"]
+    width = manifest.widths[place]
+    if list(features.shape) != width.shape:
+        found = list(features.shape)
+        raise ModelError(f"{width.head} gives {found}, model.toml names {width.shape}")
+    sides = [np.ones(side.shape, side.dtype) for side in manifest.side]
+    return _Run(manifest, picture, features, sides)
+
+
+def _same_answers(folder: Path, manifest: Manifest, runs: list[_Run]) -> Iterator[str]:
+    """tail.pt2 beside tail.onnx; and beside the whole model, where the cut is exact."""
     import torch
 
+    from splitrt.cloud.program import load_program
     from splitrt.cloud.tail import Tail
-    from splitrt.core.manifest import Manifest
 
-    arrays = Tail(folder, Manifest.load(folder)).run(torch.from_numpy(features[None]))
-    far = max(
-        float(np.abs(ours[0] - theirs).max() / max(float(np.abs(theirs).max()), 1e-6))
-        for ours, theirs in zip(arrays, outputs.values(), strict=True)
-    )
+    tail = Tail(folder, manifest)
+    far = 0.0
+    for run in runs:
+        sides = [side[None] for side in run.sides]
+        far = max(far, _gap(tail.run(torch.from_numpy(run.features[None]), *sides), run))
     if far > CLOSE:
         raise ModelError(f"tail.pt2 and tail.onnx differ by {far:.1e} relative\nhelp: export again")
-    return f"tail.pt2 answers the same: {far:.0e} relative"
+    yield f"tail.pt2 answers the same: {far:.0e} relative"
+    if manifest.cut.channels is not None or "whole.pt2" not in manifest.files:
+        return
+    whole = load_program(verified(folder, manifest, "whole.pt2")).module()
+    far = 0.0
+    for run in runs:
+        inputs = [torch.from_numpy(array[None]) for array in (run.picture, *run.sides)]
+        with torch.inference_mode():
+            far = max(far, _gap([output.numpy() for output in whole(*inputs)], run))
+    if far > CLOSE:
+        raise ModelError(f"the halves and the whole differ by {far:.1e} relative")
+    yield f"the whole model answers the same: {far:.0e} relative"
+
+
+def _gap(arrays: list[np.ndarray], run: _Run) -> float:
+    """The largest relative difference to what tail.onnx answered."""
+    pairs = zip(arrays, run.outputs.values(), strict=True)
+    return max(
+        float(np.abs(ours[0] - theirs).max() / max(float(np.abs(theirs).max()), 1e-6))
+        for ours, theirs in pairs
+    )
+
+
+def _at(sizes: Sequence[tuple[int, int] | None]) -> str:
+    words = [f"{size[0]}×{size[1]}" for size in sizes if size is not None]
+    return f", at {' and '.join(words)}" if words else ""

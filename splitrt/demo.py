@@ -30,19 +30,24 @@ ROUNDS = 6  # times that each picture goes by each plan
 FRAMES = 40  # of a video or a camera
 PATIENCE = 60.0  # seconds for the server to come up
 MEANING = {
-    "auto": "sure answers stay here, the rest goes as {default}",
-    "exit": "device alone: a small classifier on the head",
-    "local": "device alone: head and tail, no network",
-    "f32": "sent exactly",
-    "f16": "sent as half floats",
-    "q8": "sent as 8-bit codes",
-    "q4": "sent as 4-bit codes",
+    "auto": "sure answers stay, others go as {default}",
+    "local": "no server: head and tail here",
+    "exit": "{head} and a small classifier here",
+    "f32": "{head}, sent exactly",
+    "f16": "{head}, half floats",
+    "jpeg": "the picture itself",
+    "rate": "{head}, codes trained for few bytes",
+    "bits": "{head}, {bits}-bit codes",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class PlanReport:
-    """One plan over all pictures. agreement: share answered as the whole model answers."""
+    """One plan over all pictures.
+
+    agreement: share answered as the whole model answers.  accuracy: on test pictures, from the
+    model's own record.
+    """
 
     name: str
     where: str
@@ -52,6 +57,7 @@ class PlanReport:
     p99_ms: float
     frames: int
     meaning: str
+    accuracy: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +69,22 @@ class Report:
     raw_bytes: float
     default: str
     accuracy: float | None  # of the default plan, from the manifest
+    own: bool  # the photographs that come with splitrt
     plans: list[PlanReport]
 
     @property
     def summary(self) -> str:
-        """What the table says, in two sentences."""
+        """What the table says, in a few sentences."""
         plan = next(plan for plan in self.plans if plan.name == self.default)
         right = "" if self.accuracy is None else f"; {self.accuracy:.1%} of test pictures are right"
+        strange = ", most of which show none of its classes" if self.own else ""
         return (
             f"By {plan.name} a picture crosses in {plan.bytes_mean:,.0f} bytes instead of "
-            f"{self.raw_bytes:,.0f}{right}.\nEvery frame ended as a result that says where it was "
-            "made. Next: splitrt cuts, split, score (README.md)."
+            f"{self.raw_bytes:,.0f}{right}.\n"
+            f"Agreement is with the whole model on these pictures{strange}.\n"
+            "Percentages in the last column are of the whole model's operations.\n"
+            "Every frame ended as a result that says where it was made. "
+            "Next: splitrt cuts, split, score (README.md)."
         )
 
     def as_dict(self) -> dict[str, object]:
@@ -100,6 +111,7 @@ def run(source: str | None, *, quiet: bool = False) -> Report:
         raw_bytes=float(np.prod(manifest.input.shape)),
         default=manifest.default_plan,
         accuracy=manifest.plan(manifest.default_plan).accuracy,
+        own=source is None,
         plans=reports,
     )
 
@@ -182,7 +194,6 @@ def _report(plan: str, lines: list[dict], whole: dict[str, str], manifest: Manif
     mine = [line for line in lines if line["plan"] == plan]
     times = [line["ms"] for line in mine]
     wheres = sorted({line["where"] or "none" for line in mine})
-    meaning = MEANING.get(plan, "").format(default=manifest.default_plan)
     return PlanReport(
         name=plan,
         where=" + ".join(wheres),
@@ -191,5 +202,25 @@ def _report(plan: str, lines: list[dict], whole: dict[str, str], manifest: Manif
         p50_ms=float(np.percentile(times, 50)),
         p99_ms=float(np.percentile(times, 99)),
         frames=len(mine),
-        meaning=meaning,
+        meaning=_meaning(plan, manifest),
+        accuracy=None if plan == "auto" else manifest.plan(plan).accuracy,
     )
+
+
+def _meaning(name: str, manifest: Manifest) -> str:
+    """What a plan does, in a few words."""
+    if name == "auto":
+        return MEANING["auto"].format(default=manifest.default_plan)
+    plan = manifest.plan(name)
+    macs = manifest.width(plan).head_macs
+    share = macs / manifest.cut.whole_macs if manifest.cut.whole_macs else 0.0
+    if plan.codec is None:
+        key = "exit" if plan.exits else "local"
+    elif plan.codec in MEANING:
+        key = plan.codec
+    elif plan.codec == "jpeg":
+        key = "jpeg"
+    else:
+        key = "rate" if plan.codec.startswith("r") else "bits"
+    bits = manifest.codecs[plan.codec].bits if plan.codec else 0
+    return MEANING[key].format(head=f"head of {share:.0%}", bits=bits)

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from splitrt.cloud import Server
-from splitrt.train import Frames, Split, cut, export
+from splitrt.train import Frames, Free, Sizes, Split, cut, export
+from tests.detector import detector
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
@@ -68,7 +69,8 @@ def split(whole: nn.Module) -> Split:
 @pytest.fixture(scope="session")
 def model_dir(split: Split, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "small"
-    export(split, folder, frames=pictures(400), held_out=pictures(100, seed=1))
+    held_out = pictures(100, seed=1)
+    export(split, folder, frames=pictures(400), held_out=held_out, pareto=False)
     return folder
 
 
@@ -77,6 +79,16 @@ def plain_dir(whole: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """Cut without a bottleneck, so without an exit to stand in."""
     folder = tmp_path_factory.mktemp("models") / "plain"
     export(cut(whole, after="stem", shape=(1, 3, 32, 32)), folder, frames=pictures(50))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def detector_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of 64×64 to 160×192, their original sizes beside them; boxes and scores."""
+    free = Free(Sizes.between((64, 64), (160, 192)), {"size": torch.tensor([[96, 160]])})
+    folder = tmp_path_factory.mktemp("models") / "detector"
+    images = pictures(40, size=96, seed=5).images.repeat(2, axis=2)[:, :, :160]
+    export(cut(detector(), after="levels.0", free=free), folder, frames=Frames(images))
     return folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from splitrt.core.manifest import Manifest
+from splitrt.demo import shipped
 from tests.conftest import ROOT, pictures
 
 NET = """
@@ -27,7 +30,14 @@ number = 3
 
 def splitrt(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "splitrt.cli", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
 
 
 @pytest.fixture
@@ -60,6 +70,41 @@ def test_cuts_split_check_and_edge_of_a_users_own_network(here):
     assert {line["where"] for line in lines} == {"edge"}
 
 
+def test_split_with_widths_trains_a_small_head(here):
+    made = splitrt(
+        "split", "nets:net", "--after", "1", "--to", "m", "--shape", "1,3,16,16",
+        "--frames", "pictures", "--widths", "2,4", "--epochs", "1", cwd=here,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    manifest = Manifest.load(here / "m")
+    assert [width.name for width in manifest.widths] == ["w2", "w4"]
+    assert manifest.widths[0].head_macs < manifest.widths[1].head_macs
+    assert "w2-exit" in made.stdout
+    both = splitrt(
+        "split", "nets:net", "--after", "1", "--to", "m", "--shape", "1,3,16,16",
+        "--frames", "pictures", "--widths", "2,4", "--channels", "3", cwd=here,
+    )  # fmt: skip
+    assert both.returncode == 1 and "help:" in both.stderr
+
+
+def test_split_check_and_edge_of_a_detector(here):
+    (here / "nets.py").write_text("from tests.detector import detector\n")
+    made = splitrt(
+        "split", "nets:detector", "--after", "levels.0", "--to", "m", "--shape", "1,3,96,160",
+        "--smallest", "64,64", "--fit", "letterbox", "--side", "size:int64:2",
+        "--picture-size", "size", cwd=here,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    assert "16×12×20 numbers at most" in made.stdout
+    told = splitrt("check", "m", cwd=here).stdout
+    assert "64×64 and 96×160" in told and "the whole model answers the same" in told
+    seen = splitrt("edge", "m", "--source", "pictures", "--plan", "local", "--json", cwd=here)
+    lines = [json.loads(line) for line in seen.stdout.splitlines()]
+    assert {(line["where"], line["answer"]) for line in lines} == {("edge", "168×4")}
+    refused = splitrt("score", "m", "--data", "pictures", cwd=here)
+    assert refused.returncode == 1 and "`splitrt check`" in refused.stderr
+
+
 def test_split_with_a_bottleneck_trains_one(here):
     made = splitrt(
         "split", "nets:net", "--after", "1", "--to", "m", "--shape", "1,3,16,16",
@@ -74,6 +119,9 @@ def test_split_with_a_bottleneck_trains_one(here):
     ("words", "told"),
     [
         (("cuts", "nets"), "MODULE:CALLABLE"),
+        (("cuts", "nano.onnx"), "is an ONNX file"),
+        (("cuts", "nets:net", "--side", "size:int64"), "NAME:DTYPE:SHAPE"),
+        (("cuts", "nets:net", "--smallest", "60,64"), "multiples of the step"),
         (("cuts", "nets:nat"), "did you mean 'net'"),
         (("cuts", "nowhere:net"), "no module 'nowhere'"),
         (("cuts", "nets:number"), "should"),
@@ -83,6 +131,7 @@ def test_split_with_a_bottleneck_trains_one(here):
         ),
         (("split", "nets:net", "--after", "1", "--to", "m", "--channels", "2"), "--frames"),
         (("check", "nowhere"), "no model.toml"),
+        (("score", "m", "--frames", "pictures", "--plot", "a.jpg"), ".png or .svg"),
         (("edge", "nowhere", "--source", "x"), "no model.toml"),
     ],
 )
@@ -91,6 +140,21 @@ def test_what_is_wrong_is_said_without_a_traceback(here, words, told):
     assert done.returncode == 1
     assert told in done.stderr and "help:" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_score_prints_the_exit_curve_and_the_devices_and_draws(here, model_dir):
+    frames = pictures(12, seed=3)
+    for i, (image, label) in enumerate(zip(frames.images, frames.labels, strict=True)):
+        folder = here / "classes" / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{i}.png")
+    done = splitrt(
+        "score", model_dir, "--frames", "classes", "--plot", "a.svg", "--plan", "q4",
+        "--plan", "exit", cwd=here,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "answered here" in done.stdout and "pi-zero-2w" in done.stdout
+    assert (here / "a.svg").stat().st_size > 10_000
 
 
 def test_an_unknown_option_names_the_nearest(here):
@@ -103,9 +167,13 @@ def test_the_demo_shows_every_plan_and_where_it_was_answered():
     done = splitrt("demo", "--json", cwd=ROOT)
     assert done.returncode == 0, done.stderr
     plans = {plan["name"]: plan for plan in json.loads(done.stdout)["plans"]}
-    assert {"f32", "f16", "q8", "q4", "local", "exit"} <= set(plans)
-    assert plans["q4"]["where"] == "cloud" and plans["exit"]["where"] == "edge"
-    assert 0 < plans["q4"]["bytes_mean"] < plans["q8"]["bytes_mean"] < plans["f32"]["bytes_mean"]
-    assert plans["local"]["bytes_mean"] == 0
+    manifest = Manifest.load(shipped())
+    assert set(plans) == {"auto", *(plan.name for plan in manifest.plans)}
+    for plan in manifest.plans:
+        here = plan.place == "edge"
+        assert plans[plan.name]["where"] == plan.place
+        assert (plans[plan.name]["bytes_mean"] == 0) == here
+    widest = plans[f"{manifest.widths[-1].name}-f32"]["bytes_mean"]
+    assert 0 < 4 * plans[manifest.default_plan]["bytes_mean"] < widest
     assert all(0 <= plan["agreement"] <= 1 for plan in plans.values())
     assert all(0 < plan["p50_ms"] <= plan["p99_ms"] for plan in plans.values())

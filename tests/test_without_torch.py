@@ -79,3 +79,11 @@ def test_the_command_line_of_a_device_works_and_says_what_needs_torch(device, mo
     )
     assert done.returncode == 1 and "splitrt[cloud]" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_device_profiles_are_installed_with_it(device, tmp_path):
+    code = "from splitrt.core.profile import profiles; print(*profiles())"
+    done = subprocess.run(
+        [device, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert set(done.stdout.split()) == {path.stem for path in (ROOT / "device_profiles").iterdir()}

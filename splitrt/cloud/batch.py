@@ -9,6 +9,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from splitrt.cloud.kept import Kept
 from splitrt.cloud.tail import Tail
 from splitrt.core import packet
 from splitrt.core.packet import Ran
@@ -24,14 +27,24 @@ FORGETTING = 0.3  # weight of the last batch in the expected time
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """One frame that was admitted. `reply` may be called from the batcher's thread."""
+    """One frame that was admitted. `reply` may be called from the batcher's thread.
+
+    base: the frame it is a difference to, 0 for none.  kept: where such frames are, if anywhere.
+    size, side: of the picture and beside the payload, checked, where the model takes them.
+    tails: digests of the tails that are to answer.
+    """
 
     seq: int
-    codec: str
+    plan: str
     payload: bytes
     arrived: float  # time.monotonic()
     expires: float | None
     reply: Callable[[wire.Answer], None]
+    base: int = 0
+    kept: Kept | None = None
+    size: tuple[int, int] | None = None
+    side: Sequence[np.ndarray] = ()
+    tails: tuple[bytes, ...] = ()
 
     def refuse(self, status: wire.Status, detail: str, retry_after_ms: int = 0) -> None:
         self.reply(packet.refusal(self.seq, status, detail, retry_after_ms))
@@ -100,7 +113,8 @@ class Batcher:
     def _loop(self) -> None:
         while (first := self._queue.get()) is not None:
             jobs, over = self._gather(first)
-            self._serve(jobs)
+            for alike in _alike(jobs):
+                self._serve(alike)
             if over:
                 return
 
@@ -128,7 +142,10 @@ class Batcher:
             return
         ready = time.monotonic()
         try:
-            outputs = self.tail([(job.codec, packed) for job, packed in opened])
+            sides = [job.side for job, _ in opened]
+            codes = [(job.plan, packed) for job, packed in opened]
+            tails = [job.tails for job, _ in opened] if any(job.tails for job, _ in opened) else ()
+            outputs = self.tail(codes, opened[0][0].size, sides, tails)
         except Exception:  # a fault of the model or of memory must not end the server
             logger.exception("a batch of %d failed", len(opened))
             for job, _ in opened:
@@ -137,7 +154,9 @@ class Batcher:
         ended = time.monotonic()
         seconds = ended - started
         self.pace = self.pace.after(len(opened), seconds, ended)
-        for (job, _), arrays in zip(opened, outputs, strict=True):
+        for (job, packed), arrays in zip(opened, outputs, strict=True):
+            if job.kept is not None:
+                job.kept.keep(job.seq, job.plan, packed)
             ran = Ran(
                 queue_us=int(1e6 * (started - job.arrived)),
                 open_us=int(1e6 * (ready - started)),
@@ -152,7 +171,27 @@ class Batcher:
             job.refuse(wire.EXPIRED, "the deadline passed in the queue")
             return None
         try:
-            return self.tail.open(job.codec, job.payload)
+            if job.base:
+                return self._open_delta(job)
+            return self.tail.open(job.plan, job.payload, job.size)
         except PacketError as error:
             job.refuse(wire.INVALID, str(error).splitlines()[0])
             return None
+
+    def _open_delta(self, job: Job) -> bytes | None:
+        """The packed bytes of a difference; None, and answered, if its base is not kept."""
+        if job.kept is None:
+            raise PacketError("no frames are kept here for differences")
+        base = job.kept.base(job.base, job.plan)
+        if base is None:
+            job.refuse(wire.NEED_KEY, f"no {job.plan} frame {job.base} is kept")
+            return None
+        return self.tail.open_delta(job.plan, job.payload, base, job.size)
+
+
+def _alike(jobs: Sequence[Job]) -> list[list[Job]]:
+    """The jobs by the size of their pictures: only those of one size run together."""
+    found: dict[tuple[int, int] | None, list[Job]] = {}
+    for job in jobs:
+        found.setdefault(job.size, []).append(job)
+    return list(found.values())

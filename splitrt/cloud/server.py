@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +16,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from splitrt.cloud.batch import Batcher, Job
+from splitrt.cloud.kept import Kept, Shelf
 from splitrt.cloud.tail import Tail
 from splitrt.core import packet
 from splitrt.core.manifest import Manifest
@@ -38,7 +39,8 @@ class Server:
         with Server("models/cifar10-resnet", port=50700, device="cuda") as server:
             server.wait()
 
-    Port 0 takes a free one; `address` says which. LinkError if the port is taken.
+    Port 0 takes a free one; `address` says which. LinkError if the port is taken. tails: folders of
+    further tails of the same head; a device says which are to answer its payloads.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Server:
         *,
         port: int = 50700,
         host: str = "127.0.0.1",
+        tails: Sequence[str | Path] = (),
         device: str = "cpu",
         max_batch: int = 32,
         max_inflight: int = 8,
@@ -56,8 +59,10 @@ class Server:
             31 << 20
         )  # freed at once: raises glibc's mmap threshold, 1 MB messages 2.5× faster
         self.manifest = Manifest.load(folder)
-        self.tail = Tail(folder, self.manifest, device=device, threads=threads)
+        self.tail = Tail(folder, self.manifest, others=tails, device=device, threads=threads)
         self.batcher = Batcher(self.tail, largest=max_batch)
+        integers = [codec for codec in self.tail.codecs.values() if codec.codes]
+        self._shelf = Shelf(max((codec.packed_size for codec in integers), default=0))
         self.host, self.max_inflight = host, max_inflight
         self._over = threading.Event()
         self._reading: set[asyncio.Future[wire.ToServer | None]] = set()
@@ -122,9 +127,13 @@ class Server:
             reading.cancel()
         await server.stop(GRACE)
 
+    def _largest(self) -> int:
+        """Bytes that a message may have."""
+        return self.tail.largest + packet.largest_side(self.manifest) + packet.ENVELOPE
+
     def _options(self) -> list[tuple[str, int]]:
         return [
-            ("grpc.max_receive_message_length", self.tail.largest + packet.ENVELOPE),
+            ("grpc.max_receive_message_length", self._largest()),
             ("grpc.max_metadata_size", 16 << 10),
             ("grpc.max_concurrent_streams", 100),
             ("grpc.so_reuseport", 0),
@@ -154,16 +163,17 @@ class Server:
             await context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT, "not a Request with hello and frame"
             )
-        await self._agree(request.hello, context)
+        tails = await self._agree(request.hello, context)
         answer: asyncio.Future[wire.Answer] = self._loop.create_future()
-        self._admit(request.frame, lambda reply: answer.done() or answer.set_result(reply))
+        self._admit(request.frame, lambda reply: answer.done() or answer.set_result(reply), tails)
         return await answer
 
     async def _stream(self, messages: AsyncIterator[wire.ToServer | None], context: Any) -> None:
         """One device: Hello, then frames; one task writes, since concurrent writes lose answers."""
-        await self._handshake(messages, context)
+        hello, tails = await self._handshake(messages, context)
+        kept = self._shelf.take() if hello.temporal else None
         outbox: asyncio.Queue[wire.Answer | None] = asyncio.Queue()
-        writer = asyncio.create_task(_write(outbox, context))
+        writer = asyncio.create_task(_write(outbox, context, self._welcome(kept)))
         inflight = 0
         ended = False
 
@@ -185,7 +195,7 @@ class Server:
                     detail = f"more than {self.max_inflight} frames without answer"
                     done(packet.refusal(message.frame.seq, wire.BUSY, detail, RETRY_MS))
                 else:
-                    self._admit(message.frame, done)
+                    self._admit(message.frame, done, tails, kept)
             ended = True  # the device or the server has done; the last answers go out
             if inflight == 0:
                 outbox.put_nowait(None)
@@ -194,6 +204,7 @@ class Server:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no frame for {IDLE:.0f} s")
         finally:
             writer.cancel()
+            self._shelf.put_back(kept)
 
     async def _until_closed(
         self, messages: AsyncIterator[wire.ToServer | None]
@@ -214,7 +225,9 @@ class Server:
                 self._reading.discard(reading)
             yield message
 
-    async def _handshake(self, messages: AsyncIterator[wire.ToServer | None], context: Any) -> None:
+    async def _handshake(
+        self, messages: AsyncIterator[wire.ToServer | None], context: Any
+    ) -> tuple[wire.Hello, tuple[bytes, ...]]:
         try:
             first = await asyncio.wait_for(anext(messages), HANDSHAKE)
         except (asyncio.TimeoutError, StopAsyncIteration):
@@ -223,34 +236,53 @@ class Server:
             await context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT, "the first message is not a Hello"
             )
-        await self._agree(first.hello, context)
-        welcome = wire.Welcome(protocol=packet.PROTOCOL, max_inflight=self.max_inflight)
-        await context.write(wire.ToEdge(welcome=welcome))
+        return first.hello, await self._agree(first.hello, context)
 
-    async def _agree(self, hello: wire.Hello, context: Any) -> None:
+    def _welcome(self, kept: Kept | None) -> wire.ToEdge:
+        bases = 0 if kept is None else kept.count
+        welcome = wire.Welcome(
+            protocol=packet.PROTOCOL, max_inflight=self.max_inflight, bases=bases
+        )
+        return wire.ToEdge(welcome=welcome)
+
+    async def _agree(self, hello: wire.Hello, context: Any) -> tuple[bytes, ...]:
+        """The tails that are to answer."""
         try:
-            packet.agree(self.manifest, hello)
+            return packet.agree(self.tail.branches, hello)
         except ModelMismatch as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+            raise
 
-    def _admit(self, frame: wire.Frame, reply: Callable[[wire.Answer], Any]) -> None:
+    def _admit(
+        self,
+        frame: wire.Frame,
+        reply: Callable[[wire.Answer], Any],
+        tails: tuple[bytes, ...],
+        kept: Kept | None = None,
+    ) -> None:
         """Check a frame and queue it; `reply` is called once, on the loop."""
         arrived = time.monotonic()
         try:
             plan = packet.plan_of(self.manifest, frame)
+            size = packet.size_of(self.manifest, frame)
+            side = packet.side_of(self.manifest, frame)
         except PacketError as error:
             reply(packet.refusal(frame.seq, wire.INVALID, str(error)))
             return
-        assert plan.codec is not None  # the manifest saw to it
         expires = arrived + frame.slack_us / 1e6 if frame.slack_us else None
         self.batcher.submit(
             Job(
                 seq=frame.seq,
-                codec=plan.codec,
+                plan=plan.name,
                 payload=frame.payload,
                 arrived=arrived,
                 expires=expires,
                 reply=lambda answer: self._later(reply, answer),
+                base=frame.base,
+                kept=kept if self.tail.codecs[plan.name].codes else None,
+                size=size,
+                side=side,
+                tails=tails,
             )
         )
 
@@ -273,6 +305,9 @@ def _reader(kind: Any) -> Callable[[bytes], Any]:
     return read
 
 
-async def _write(outbox: asyncio.Queue[wire.Answer | None], context: Any) -> None:
+async def _write(
+    outbox: asyncio.Queue[wire.Answer | None], context: Any, welcome: wire.ToEdge
+) -> None:
+    await context.write(welcome)
     while (answer := await outbox.get()) is not None:
         await context.write(wire.ToEdge(answer=answer))

@@ -19,11 +19,31 @@ class Verdict:
 
 def judge(logits: np.ndarray, record: ExitRecord) -> Verdict:
     """The verdict on the exit's logits [classes]; never sure without a threshold."""
-    best = confidence(logits, record.temperature)
-    return Verdict(record.threshold is not None and best >= record.threshold, best)
+    shares = probabilities(logits, record.temperature)
+    best = float(shares.max())
+    if record.threshold is None:
+        return Verdict(False, best)
+    return Verdict(float(measured(shares, record.measure)) >= record.threshold, best)
+
+
+def probabilities(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Class probabilities [..., classes] after temperature scaling (Guo et al. 2017)."""
+    scaled = logits.astype(np.float64) / temperature
+    grown = np.exp(scaled - scaled.max(-1, keepdims=True))
+    return np.asarray(grown / grown.sum(-1, keepdims=True))
+
+
+def measured(shares: np.ndarray, measure: str) -> np.ndarray:
+    """How sure probabilities [..., classes] are, 0 to 1; ExitRecord says what each measure is."""
+    if measure == "confidence" or shares.shape[-1] < 2:
+        return np.asarray(shares.max(-1))
+    if measure == "margin":
+        first, second = np.sort(shares, -1)[..., -1], np.sort(shares, -1)[..., -2]
+        return np.asarray(first - second)
+    entropy = -(shares * np.log(np.maximum(shares, 1e-300))).sum(-1)
+    return np.asarray(1 - entropy / np.log(shares.shape[-1]))
 
 
 def confidence(logits: np.ndarray, temperature: float = 1.0) -> float:
-    """Probability of the best class after temperature scaling (Guo et al. 2017)."""
-    scaled = logits.astype(np.float64) / temperature
-    return float(1 / np.exp(scaled - scaled.max()).sum())
+    """Probability of the best class."""
+    return float(probabilities(logits, temperature).max())

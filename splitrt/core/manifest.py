@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 import sys
@@ -12,7 +13,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from splitrt.errors import ModelError
+from splitrt.core.side import LARGEST as LARGEST_SIDE
+from splitrt.core.side import Side
+from splitrt.core.sizes import Growth
+from splitrt.errors import ModelError, ModelMismatch, PacketError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -20,6 +24,8 @@ else:
     import tomli as tomllib
 
 NAME = "model.toml"
+TAIL = "tail.onnx"
+SHARED = ("scales.safetensors", "tables.safetensors")
 LARGEST_MANIFEST = 4 << 20
 LARGEST_FILE = LARGEST_FOLDER = 4 << 30
 LARGEST_TENSOR = 1 << 28  # elements
@@ -62,7 +68,6 @@ class CutRecord(Part):
     after: str
     fingerprint: str
     shape: list[Size]
-    head_macs: int = 0
     whole_macs: int = 0
     channels: int | None = None
 
@@ -76,36 +81,103 @@ class Output(Part):
 
 
 class CodecSpec(Part):
-    """One rung of the ladder: how what crosses becomes bytes."""
+    """One rung of the ladder: how what crosses, or with jpeg the picture itself, becomes bytes."""
 
     bits: Literal[32, 16, 8, 4, 2, 1]
-    coder: Literal["raw", "zstd"]
-    dictionary: str | None = None
+    coder: Literal["raw", "zstd", "deflate", "ans", "jpeg"]
+    quality: Annotated[int, Field(ge=1, le=95)] | None = None  # of jpeg
 
 
 class Plan(Part):
-    """One way a frame may go, with its record on held-out frames."""
+    """One way a frame may go, with its record on held-out frames: bytes of the payload, accuracy.
+
+    Where those frames had no labels, accuracy is agreement with the whole model.
+
+    In the cloud: the head of `width`, then `codec`, zstd with `dictionary` where there is one; by
+    jpeg the picture itself goes, and of the head only the exit, which stands in, is run.
+    At the edge: the exit of `width`, or without one the whole tail.
+    """
 
     name: str
     place: Literal["cloud", "edge"]
+    width: str | None = None
     codec: str | None = None
+    dictionary: str | None = None
     bytes_mean: float | None = None
     bytes_p50: int | None = None
     bytes_p95: int | None = None
     accuracy: Share | None = None
     head_macs: int | None = None
 
+    @property
+    def exits(self) -> bool:
+        """Whether the local exit answers."""
+        return self.place == "edge" and self.width is not None
+
+
+class ExitStep(Part):
+    """One threshold on held-out frames: what it keeps here and what that is worth."""
+
+    threshold: float
+    share: Share  # of frames that are answered here
+    sure_accuracy: Share  # of the exit on those
+    accuracy: Share  # of all: the exit on those, the default plan on the others
+
 
 class ExitRecord(Part):
-    """The local exit: which output it answers for, and what held-out frames said of it."""
+    """The local exit: which output it answers for, and what held-out frames said of it.
+
+    A frame is sure when its `measure` reaches `threshold`: the best class's probability, its
+    lead over the second, or 1 minus the entropy as a share of the largest possible.
+    """
 
     output: str
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    measure: Literal["confidence", "margin", "entropy"] = "confidence"
     threshold: Share | None = None
     accuracy: Share | None = None
     share: Share | None = None
     sure_accuracy: Share | None = None
     ece: Share | None = None
+    steps: Annotated[list[ExitStep], Field(max_length=100)] = []
+
+
+class FilterRecord(Part):
+    """The emptiness filter: a frame that scores below `threshold` holds nothing of interest."""
+
+    interest: str = ""  # what it looks for, in words
+    threshold: float
+    recall: Share  # of frames of interest that pass, on held-out frames
+    dropped: Share  # of the other frames
+
+
+class Width(Part):
+    """One of the heads: how many channels it sends and what it costs."""
+
+    name: str
+    shape: list[Size]  # of what crosses, without batch
+    head: str  # its file
+    head_macs: int = 0
+    exit: ExitRecord | None = None
+    filter: FilterRecord | None = None
+
+    @property
+    def elements(self) -> int:
+        """How many numbers cross."""
+        return math.prod(self.shape)
+
+
+class Similar(Part):
+    """When a picture counts as the last answered one, and what a held-out video said of it.
+
+    threshold: largest `core.similar.change`, grey levels.  interval: one frame in so many is
+    asked, or more.  agreement: re-used answers that were true.  share: frames that re-used one.
+    """
+
+    threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    interval: Annotated[int, Field(ge=1)] = 30
+    agreement: Share | None = None
+    share: Share | None = None
 
 
 class Manifest(Part):
@@ -116,9 +188,12 @@ class Manifest(Part):
     provenance: Provenance = Provenance()
     input: Input
     cut: CutRecord
+    sizes: Growth | None = None  # shapes are those of the largest picture
+    side: Annotated[list[Side], Field(max_length=16)] = []
     outputs: Annotated[list[Output], Field(min_length=1, max_length=64)]
     labels: list[str] | None = None
-    exit: ExitRecord | None = None
+    widths: Annotated[list[Width], Field(min_length=1, max_length=16)]
+    similar: Similar | None = None
     codecs: dict[str, CodecSpec]
     plans: Annotated[list[Plan], Field(min_length=1, max_length=256)]
     default_plan: str
@@ -152,49 +227,165 @@ class Manifest(Part):
         return self._digest
 
     @cached_property
-    def elements(self) -> int:
-        """How many numbers cross."""
-        return math.prod(self.cut.shape)
+    def contract(self) -> bytes:
+        """sha256 of all that decides a payload: tails whose contracts agree can share one."""
+        shared = {name for name in self.files if name in SHARED}
+        shared |= {width.head for width in self.widths}
+        shared |= {plan.dictionary for plan in self.plans if plan.dictionary is not None}
+        said = {
+            "plans": [
+                (place, plan.name, plan.width, plan.codec, plan.dictionary)
+                for place, plan in enumerate(self.plans)
+                if plan.place == "cloud"
+            ],
+            "codecs": {name: spec.model_dump() for name, spec in self.codecs.items()},
+            "widths": [(width.name, width.shape, width.head) for width in self.widths],
+            "side": [side.model_dump() for side in self.side],
+            "crossing": None if self.sizes is None else (self.sizes.step, self.sizes.crossing),
+            "files": {name: self.files[name] for name in sorted(shared)},
+        }
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).digest()
+
+    @property
+    def exit(self) -> ExitRecord | None:
+        """The widest head's exit."""
+        return self.widths[-1].exit
+
+    def at(self, size: tuple[int, int] | None) -> Manifest:
+        """The manifest with the shapes for pictures of that (height, width); None: of one size.
+
+        PacketError if there are no pictures of that size.
+        """
+        if self.sizes is None:
+            if size is not None:
+                raise PacketError("a frame with a size, and this model's have but one")
+            return self
+        if size is None:
+            raise PacketError("a frame without the size of its picture")
+        self.sizes.check(size)
+        crossing, *outputs = self.sizes.shapes(size)
+        return self.model_copy(
+            update={
+                "input": self.input.model_copy(update={"shape": self._entry(size)}),
+                "cut": self.cut.model_copy(update={"shape": crossing}),
+                "widths": [
+                    width.model_copy(update={"shape": [width.shape[0], *crossing[1:]]})
+                    for width in self.widths
+                ],
+                "outputs": [
+                    output.model_copy(update={"shape": shape})
+                    for output, shape in zip(self.outputs, outputs, strict=True)
+                ],
+            }
+        )
+
+    def _entry(self, size: tuple[int, int]) -> list[int]:
+        """The input's shape for pictures of that size."""
+        if self.input.kind == "pixels":
+            return [*size, *self.input.shape[2:]]
+        return [*self.input.shape[:1], *size]
 
     def plan(self, name: str) -> Plan:
         """The plan of that name."""
         return next(plan for plan in self.plans if plan.name == name)
 
+    def width(self, plan: Plan) -> Width:
+        """The head that a plan runs; the widest where it names none."""
+        named = (width for width in self.widths if width.name == plan.width)
+        return next(named, self.widths[-1])
+
+    def crossing(self, plan: Plan) -> list[int]:
+        """The shape of what a cloud plan sends, without batch."""
+        picture = plan.codec is not None and self.codecs[plan.codec].coder == "jpeg"
+        return self.input.shape if picture else self.width(plan).shape
+
+    def exit_plan(self, width: Width) -> Plan | None:
+        """The plan by which that head's exit answers."""
+        return next((p for p in self.plans if p.exits and p.width == width.name), None)
+
     @model_validator(mode="after")
     def _agrees(self) -> Manifest:
         names = [plan.name for plan in self.plans]
-        tensors = [self.input.shape, self.cut.shape, *(output.shape for output in self.outputs)]
+        heads = [width.name for width in self.widths]
+        crossing = [width.shape for width in self.widths]
+        tensors = [self.input.shape, *crossing, *(output.shape for output in self.outputs)]
         for wrong, message in (
             (len(set(names)) < len(names), "two plans have one name"),
+            (len(set(heads)) < len(heads), "two widths have one name"),
             (self.default_plan not in names, f"default_plan {self.default_plan!r} is no plan"),
             (any(math.prod(shape) > LARGEST_TENSOR for shape in tensors), "a tensor is too large"),
             (any(not PLAIN.fullmatch(file) for file in self.files), "a file's name is not plain"),
             (NAME in self.files, f"{NAME} cannot name itself"),
-            ("head.onnx" not in self.files, "files has no head.onnx"),
+            (crossing[-1] != self.cut.shape, "the last width is not the shape of the cut"),
+            (
+                any(s[1:] != self.cut.shape[1:] for s in crossing),
+                "widths differ in more than width",
+            ),
+            (any(s[0] > self.cut.shape[0] for s in crossing), "the last width is not the widest"),
         ):
             if wrong:
                 raise ValueError(message)
+        for width in self.widths:
+            self._check_width(width)
+        self._sizes_agree()
         for plan in self.plans:
-            if plan.place == "cloud" and plan.codec not in self.codecs:
-                raise ValueError(f"plan {plan.name!r} has no codec {plan.codec!r}")
-            if plan.place == "edge" and plan.name not in self._answered_here():
-                raise ValueError(f"plan {plan.name!r}: nothing on the device answers it")
-        if self.exit is not None:
-            if not any(plan.place == "edge" and plan.name == "exit" for plan in self.plans):
-                raise ValueError("exit has no plan 'exit' at the edge")
-            if self.exit.output not in [output.name for output in self.outputs]:
-                raise ValueError(f"exit answers for {self.exit.output!r}, not in outputs")
-        for name, codec in self.codecs.items():
-            if codec.bits <= 8 and "scales.safetensors" not in self.files:
-                raise ValueError(f"codec {name!r} needs scales.safetensors")
-            if codec.dictionary is not None and codec.dictionary not in self.files:
-                raise ValueError(f"codec {name!r} names {codec.dictionary!r}, not in files")
+            self._check_plan(plan)
         return self
 
-    def _answered_here(self) -> set[str]:
-        """The plans that need no server: the exit, and the tail as ONNX."""
-        exits = {"exit"} if self.exit is not None else set()
-        return exits | ({"local"} if "tail.onnx" in self.files else set())
+    def _sizes_agree(self) -> None:
+        """The shapes are those of the largest picture; side data has names, and is small."""
+        if self.sizes is not None:
+            shapes = [self.cut.shape, *(output.shape for output in self.outputs)]
+            if len(self.input.shape) != 3 or self.input.shape != self._entry(self.sizes.largest):
+                raise ValueError("input is not the largest picture of sizes")
+            if shapes != self.sizes.shapes(self.sizes.largest):
+                raise ValueError("sizes give other shapes than cut and outputs name")
+        names = {self.input.name, "features", *(side.name for side in self.side)}
+        if len(names) < 2 + len(self.side):
+            raise ValueError("two inputs have one name")
+        if sum(side.bytes for side in self.side) > LARGEST_SIDE:
+            raise ValueError(f"side data of more than {LARGEST_SIDE} bytes")
+
+    def _check_width(self, width: Width) -> None:
+        if width.head not in self.files:
+            raise ValueError(f"files has no {width.head}")
+        if width.exit is not None:
+            if self.exit_plan(width) is None:
+                raise ValueError(f"the exit of width {width.name!r} has no plan at the edge")
+            if width.exit.output not in [output.name for output in self.outputs]:
+                raise ValueError(f"exit answers for {width.exit.output!r}, not in outputs")
+
+    def _check_plan(self, plan: Plan) -> None:
+        if plan.width is not None and plan.width not in [width.name for width in self.widths]:
+            raise ValueError(f"plan {plan.name!r} has no width {plan.width!r}")
+        if plan.place == "edge":
+            answered = self.width(plan).exit is not None if plan.exits else TAIL in self.files
+            if not answered:
+                raise ValueError(f"plan {plan.name!r}: nothing on the device answers it")
+            return
+        if plan.width is None or plan.codec not in self.codecs:
+            raise ValueError(f"plan {plan.name!r} has no width or no codec {plan.codec!r}")
+        spec = self.codecs[plan.codec]
+        needed = {plan.dictionary} if plan.dictionary is not None else set()
+        needed |= {"scales.safetensors"} if spec.bits <= 8 else set()
+        needed |= {"tables.safetensors"} if spec.coder == "ans" else set()
+        if spec.coder == "jpeg":
+            needed = {"whole.pt2"}
+            if self.input.kind != "pixels" or self.input.shape[2:] != [3] or not spec.quality:
+                raise ValueError(f"plan {plan.name!r}: jpeg is for RGB pictures, with a quality")
+        for missing in sorted(needed - set(self.files)):
+            raise ValueError(f"plan {plan.name!r} needs {missing!r}, not in files")
+
+
+def siblings(manifest: Manifest, folder: str | Path) -> Manifest:
+    """The manifest of another tail of the same head; ModelMismatch if it is none."""
+    found = Manifest.load(folder)
+    if found.contract != manifest.contract:
+        raise ModelMismatch(
+            f"{folder} has another head than {manifest.name}\n"
+            "help: export it with head=, so that both take the same payloads"
+        )
+    return found
 
 
 def verified(folder: str | Path, manifest: Manifest, name: str) -> Path:

@@ -3,46 +3,102 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from splitrt.core import side
 from splitrt.core.manifest import Manifest, Output, Plan
 from splitrt.errors import ModelMismatch, PacketError
 from splitrt.wire import tail_pb2 as wire
 
 PROTOCOL = 1
 LONGEST_SLACK_US = 2**32 - 1
+MOST_TAILS = 16
 LONGEST_WORDS = 400  # characters of a peer's text that are passed on
 ENVELOPE = 1 << 10  # room for the fields around payloads and outputs
 
 
-def hello(manifest: Manifest) -> wire.Hello:
-    """The first message of a device."""
-    return wire.Hello(protocol=PROTOCOL, model=manifest.name, manifest=manifest.digest)
+def hello(
+    manifest: Manifest, *, also: Sequence[Manifest] = (), temporal: bool = False
+) -> wire.Hello:
+    """The first message of a device.
+
+    also: further tails that are to answer.  temporal: the server is to keep frames for
+    differences.
+    """
+    return wire.Hello(
+        protocol=PROTOCOL,
+        model=manifest.name,
+        manifest=manifest.digest,
+        also=[other.digest for other in also],
+        temporal=temporal,
+    )
 
 
-def agree(manifest: Manifest, message: wire.Hello) -> None:
-    """ModelMismatch unless the peer speaks this protocol and holds this very model."""
+def agree(held: Mapping[bytes, Any], message: wire.Hello) -> tuple[bytes, ...]:
+    """The digests of the tails that a device wants, of those that are held here.
+
+    ModelMismatch unless it speaks this protocol and all that it wants is held.
+    """
     if message.protocol != PROTOCOL:
         raise ModelMismatch(
             f"the device speaks protocol {message.protocol}, the server {PROTOCOL}\n"
             "help: install the same splitrt on both"
         )
-    if message.manifest != manifest.digest:
-        raise ModelMismatch(
-            f"the device holds model {message.manifest[:6].hex() or 'none'}…, "
-            f"the server {manifest.digest[:6].hex()}…\n"
-            "help: copy the same model directory to both"
-        )
+    wanted = tuple(dict.fromkeys((message.manifest, *message.also[:MOST_TAILS])))
+    for digest in wanted:
+        if digest not in held:
+            raise ModelMismatch(
+                f"the device holds model {digest[:6].hex() or 'none'}…, "
+                f"the server {', '.join(f'{one[:6].hex()}…' for one in held)}\n"
+                "help: copy the same model directory to both"
+            )
+    return wanted
 
 
-def frame(seq: int, plan: int, payload: bytes, slack: float | None) -> wire.ToServer:
-    """One frame; slack in seconds, None for no deadline."""
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What a frame carries beside its payload, where the model wants it.
+
+    size: (height, width) of the picture as the head took it, where pictures change theirs.
+    side: the side tensors' bytes, in the manifest's order.
+    """
+
+    size: tuple[int, int] | None = None
+    side: Sequence[bytes] = ()
+
+
+def frame(
+    seq: int,
+    plan: int,
+    payload: bytes,
+    slack: float | None,
+    beside: Beside = Beside(),
+    base: int = 0,
+) -> wire.ToServer:
+    """One frame; slack in seconds, None for no deadline; base 0 for a keyframe."""
     slack_us = 0 if slack is None else min(max(int(slack * 1e6), 1), LONGEST_SLACK_US)
-    message = wire.Frame(seq=seq, plan=plan, payload=payload, slack_us=slack_us)
+    message = wire.Frame(seq=seq, plan=plan, payload=payload, slack_us=slack_us, base=base)
+    message.size.extend(beside.size or ())
+    message.side.extend(beside.side)
     return wire.ToServer(frame=message)
+
+
+def size_of(manifest: Manifest, message: wire.Frame) -> tuple[int, int] | None:
+    """The size of a frame's picture; PacketError unless the manifest allows it."""
+    if len(message.size) not in (0, 2):
+        raise PacketError(f"{len(message.size)} numbers of size, height and width wanted")
+    size = (message.size[0], message.size[1]) if message.size else None
+    manifest.at(size)
+    return size
+
+
+def side_of(manifest: Manifest, message: wire.Frame) -> list[np.ndarray]:
+    """The side tensors of a frame; PacketError unless they are those of the manifest."""
+    return side.unpack(manifest.side, message.side)
 
 
 def plan_of(manifest: Manifest, message: wire.Frame) -> Plan:
@@ -81,14 +137,20 @@ def refusal(seq: int, status: wire.Status, detail: str, retry_after_ms: int = 0)
     return wire.Answer(seq=seq, status=status, detail=detail, retry_after_ms=retry_after_ms)
 
 
-def read_outputs(manifest: Manifest, message: wire.Answer) -> dict[str, np.ndarray]:
-    """The arrays of an answer; PacketError unless they are what the manifest promises."""
-    if len(message.outputs) != len(manifest.outputs):
-        raise PacketError(
-            f"answer with {len(message.outputs)} outputs, {len(manifest.outputs)} wanted"
-        )
-    pairs = zip(manifest.outputs, message.outputs, strict=True)
-    return {wanted.name: _array(wanted, tensor) for wanted, tensor in pairs}
+def read_outputs(
+    manifest: Manifest, message: wire.Answer, also: Sequence[Manifest] = ()
+) -> dict[str, np.ndarray]:
+    """The arrays of an answer; PacketError unless they are what the manifests promise.
+
+    also: further tails that answered; their outputs are named MODEL/OUTPUT.
+    """
+    wanted = [(output.name, output) for output in manifest.outputs]
+    for other in also:
+        wanted += [(f"{other.name}/{output.name}", output) for output in other.outputs]
+    if len(message.outputs) != len(wanted):
+        raise PacketError(f"answer with {len(message.outputs)} outputs, {len(wanted)} wanted")
+    pairs = zip(wanted, message.outputs, strict=True)
+    return {name: _array(output, tensor) for (name, output), tensor in pairs}
 
 
 def _array(wanted: Output, tensor: wire.Tensor) -> np.ndarray:
@@ -112,7 +174,13 @@ def told(words: str) -> str:
     return "".join(shown).strip()
 
 
-def largest_answer(manifest: Manifest) -> int:
+def largest_answer(manifest: Manifest, also: Sequence[Manifest] = ()) -> int:
     """Bytes that an answer may have."""
-    sizes = [math.prod(o.shape) * np.dtype(o.dtype).itemsize for o in manifest.outputs]
+    outputs = [output for one in (manifest, *also) for output in one.outputs]
+    sizes = [math.prod(o.shape) * np.dtype(o.dtype).itemsize for o in outputs]
     return sum(sizes) + ENVELOPE * (1 + len(sizes))
+
+
+def largest_side(manifest: Manifest) -> int:
+    """Bytes that the side data of a frame have."""
+    return sum(one.bytes for one in manifest.side)

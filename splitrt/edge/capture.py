@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,16 @@ PATIENCE = 20.0  # seconds without a frame before a camera is given up
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """One picture: uint8 [H, W, 3] RGB, when it was taken (time.monotonic), and its name."""
+    """One picture: uint8 [H, W, 3] RGB, when it was taken (time.monotonic), and its name.
+
+    side: what the model takes beside it, by name.
+    """
 
     image: np.ndarray
     index: int
     captured: float
     name: str
+    side: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Pictures:
@@ -205,15 +209,20 @@ def open_source(text: str) -> Pictures | Camera:
 
 def fit(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """The picture at that size, resized if it has another; PacketError if it is no picture."""
+    if proved(image).shape[:2] == (height, width):
+        return image
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized)
+
+
+def proved(image: np.ndarray) -> np.ndarray:
+    """The picture itself; PacketError if it is none."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise PacketError(
             f"a picture of dtype {image.dtype} and shape {list(image.shape)}\n"
             "help: it should be uint8 [height, width, 3], RGB"
         )
-    if image.shape[:2] == (height, width):
-        return image
-    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(resized)
+    return image
 
 
 def _picture(file: Path) -> np.ndarray:

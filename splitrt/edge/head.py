@@ -9,21 +9,28 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from splitrt.core.manifest import Manifest, verified
+from splitrt.core.manifest import TAIL, Manifest, Width, verified
 from splitrt.edge.capture import fit
+from splitrt.edge.place import place
 from splitrt.errors import ModelError, PacketError
 
 WARM_UPS = 3  # first frames take up to ten times as long
 
 
 class Head:
-    """head.onnx: `head(array, ["q4", "exit"])` gives those outputs, without batch."""
+    """One width's head: `head(array, ["q4", "exit"])` gives those outputs, without batch."""
 
     def __init__(
-        self, folder: Path, manifest: Manifest, *, threads: int | None = None, provider: str = "CPU"
+        self,
+        folder: Path,
+        manifest: Manifest,
+        width: Width,
+        *,
+        threads: int | None = None,
+        provider: str = "CPU",
     ) -> None:
-        self.input = manifest.input
-        self.session = session(verified(folder, manifest, "head.onnx"), threads, provider)
+        self.manifest, self.input, self.width = manifest, manifest.input, width
+        self.session = session(verified(folder, manifest, width.head), threads, provider)
         self.provider = self.session.get_providers()[0]
         self.outputs = [output.name for output in self.session.get_outputs()]
         blank = np.zeros(self.input.shape, self.input.dtype)
@@ -31,16 +38,31 @@ class Head:
             self(blank, self.outputs)
 
     def prepare(self, array: np.ndarray) -> np.ndarray:
-        """The input as the head takes it: pictures are resized; PacketError for anything else."""
+        """The input as the head takes it: pictures are resized; PacketError for anything else.
+
+        Pictures of a model that takes several sizes are treated as its manifest says.
+        """
+        if self.input.kind == "pixels" and self.manifest.sizes is not None:
+            return place(array, self.manifest.sizes)
         if self.input.kind == "pixels":
             height, width, _ = self.input.shape
             return fit(array, height, width)
-        if list(array.shape) != self.input.shape or array.dtype != self.input.dtype:
+        wanted = self.input.shape
+        if self.manifest.sizes is not None and array.ndim == len(wanted):
+            wanted = self.manifest.at(self.size(array)).input.shape
+        if list(array.shape) != wanted or array.dtype != self.input.dtype:
             raise PacketError(
                 f"input {self.input.name!r} is {array.dtype} {list(array.shape)}\n"
-                f"help: it should be {self.input.dtype} {self.input.shape}, without batch"
+                f"help: it should be {self.input.dtype} {wanted}, without batch"
             )
         return array
+
+    def size(self, prepared: np.ndarray) -> tuple[int, int] | None:
+        """(height, width) of a picture, where the model takes several sizes."""
+        if self.manifest.sizes is None:
+            return None
+        first = 0 if self.input.kind == "pixels" else 1
+        return prepared.shape[first], prepared.shape[first + 1]
 
     def __call__(self, prepared: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         arrays = self.session.run(list(names), {self.input.name: prepared[None]})
@@ -52,10 +74,15 @@ class LocalTail:
 
     def __init__(self, folder: Path, manifest: Manifest, *, threads: int | None = None) -> None:
         self.names = [output.name for output in manifest.outputs]
-        self.session = session(verified(folder, manifest, "tail.onnx"), threads, "CPU")
+        self.sides = manifest.side
+        self.session = session(verified(folder, manifest, TAIL), threads, "CPU")
 
-    def __call__(self, features: np.ndarray) -> dict[str, np.ndarray]:
-        arrays = self.session.run(self.names, {"features": features[None]})
+    def __call__(
+        self, features: np.ndarray, sides: Sequence[np.ndarray] = ()
+    ) -> dict[str, np.ndarray]:
+        pairs = zip(self.sides, sides, strict=True)
+        beside = {side.name: array[None] for side, array in pairs}
+        arrays = self.session.run(self.names, {"features": features[None], **beside})
         return {name: array[0] for name, array in zip(self.names, arrays, strict=True)}
 
 

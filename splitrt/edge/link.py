@@ -7,7 +7,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -43,6 +43,15 @@ class Arrival:
     at: float
 
 
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A frame's payload as its difference to frame `base`, answered on stream number `stream`."""
+
+    stream: int
+    base: int
+    payload: bytes
+
+
 @dataclass(slots=True, eq=False)
 class Pending:
     """A frame on its way. `future` ends as an Arrival or a LinkError.
@@ -55,6 +64,8 @@ class Pending:
     sent_at: float
     sent_bytes: int
     future: Future[Arrival]
+    stream: int  # counts the connections
+    base: int  # 0: a keyframe
 
 
 class Link:
@@ -71,14 +82,17 @@ class Link:
         *,
         connect_timeout: float = 2.0,
         silence: float = SILENCE,
+        also: Sequence[Manifest] = (),
+        temporal: bool = False,
     ) -> None:
-        self.address, self.manifest = address, manifest
+        self.also = also
+        self.address, self.manifest, self.temporal = address, manifest, temporal
         self.connect_timeout, self.silence = connect_timeout, silence
         self.strays = 0  # answers to frames that nobody waits for
         self._lock = threading.Lock()
         self._pending: dict[int, Pending] = {}
         self._seq = 0
-        self._limit = 0
+        self._limit = self._bases = self._stream = 0
         self._outbox: queue.SimpleQueue[wire.ToServer | None] = queue.SimpleQueue()
         self._call: grpc.Call | None = None
         self._up, self._tried = threading.Event(), threading.Event()
@@ -94,10 +108,18 @@ class Link:
         """Whether frames can be sent now."""
         return self._up.is_set()
 
-    def send(self, plan: int, payload: bytes, slack: float | None) -> Pending:
+    def send(
+        self,
+        plan: int,
+        payload: bytes,
+        slack: float | None,
+        beside: packet.Beside = packet.Beside(),
+        delta: Delta | None = None,
+    ) -> Pending:
         """Put a frame on its way. LinkDown, Refused or ModelMismatch at once if that cannot be.
 
-        Only the very first frame waits, for the first connection.
+        Only the very first frame waits, for the first connection. `delta` goes instead of
+        `payload` if the server still has its base.
         """
         patience = self.connect_timeout if slack is None else min(slack, self.connect_timeout)
         self._tried.wait(patience)
@@ -107,8 +129,12 @@ class Link:
             if len(self._pending) >= self._limit:
                 raise Refused(f"{self._limit} frames wait for {self.address} already")
             self._seq = self._seq % (2**32 - 1) + 1
-            message = packet.frame(self._seq, plan, payload, slack)
-            pending = Pending(self._seq, time.monotonic(), message.ByteSize(), Future())
+            base = 0
+            if delta is not None and self._kept(delta):
+                payload, base = delta.payload, delta.base
+            message = packet.frame(self._seq, plan, payload, slack, beside, base)
+            size, now = message.ByteSize(), time.monotonic()
+            pending = Pending(self._seq, now, size, Future(), self._stream, base)
             self._pending[self._seq] = pending
             self._outbox.put(message)
         return pending
@@ -119,6 +145,10 @@ class Link:
         self._hang_up()
         self._thread.join(5)
         self._watch.join(5)
+
+    def _kept(self, delta: Delta) -> bool:
+        """The server keeps as many answered frames as it said; at worst all since were answered."""
+        return delta.stream == self._stream and 0 < self._seq - delta.base <= self._bases
 
     def _keep(self) -> None:
         """Connect, deliver until the stream breaks, wait a little, again."""
@@ -138,7 +168,8 @@ class Link:
 
     def _deliver(self, channel: grpc.Channel) -> None:
         self._outbox = queue.SimpleQueue()
-        self._outbox.put(wire.ToServer(hello=packet.hello(self.manifest)))
+        hello = packet.hello(self.manifest, also=self.also, temporal=self.temporal)
+        self._outbox.put(wire.ToServer(hello=hello))
         call = TailStub(channel).Stream(self._outgoing(self._outbox))
         self._call = call
         alarm = threading.Timer(self.connect_timeout, self._unless_up(call))
@@ -148,6 +179,8 @@ class Link:
             for message in call:
                 if message.HasField("welcome"):
                     self._limit = max(1, message.welcome.max_inflight)
+                    self._bases = message.welcome.bases
+                    self._stream += 1
                     self._error = LinkDown(f"no connection to {self.address}")
                     self._up.set()
                     self._tried.set()
@@ -203,7 +236,8 @@ class Link:
                 pending.future.set_exception(self._error)
 
     def _sizes(self) -> list[tuple[str, int]]:
-        return [("grpc.max_receive_message_length", packet.largest_answer(self.manifest))]
+        largest = packet.largest_answer(self.manifest, self.also)
+        return [("grpc.max_receive_message_length", largest)]
 
 
 def renamed(error: Exception, address: str) -> LinkError | ModelMismatch:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from splitrt.core.result import Result
 from splitrt.edge.capture import Frame
+from splitrt.edge.still import Still
 from splitrt.errors import ModelMismatch, PacketError, SplitrtError
 
 if TYPE_CHECKING:
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
 
 LEAVING = 2.0  # seconds that a source which blocks is waited for
 
-Started: TypeAlias = "tuple[Frame, Flight | PacketError] | BaseException | None"
+Started: TypeAlias = "tuple[Frame, Flight | Result | PacketError] | BaseException | None"
 
 
 def stream(edge: Edge, source: Iterable[Frame], inflight: int) -> Iterator[tuple[Frame, Result]]:
@@ -28,8 +31,12 @@ def stream(edge: Edge, source: Iterable[Frame], inflight: int) -> Iterator[tuple
         raise SplitrtError(f"inflight = {inflight}\nhelp: at least 1")
     started: queue.SimpleQueue[Started] = queue.SimpleQueue()
     places, stop = threading.Semaphore(inflight), threading.Event()
+    still = None if edge.similar is None else Still(edge.similar)
     worker = threading.Thread(
-        target=_launch_all, args=(edge, source, started, places, stop), name="head", daemon=True
+        target=_launch_all,
+        args=(edge, source, started, places, stop, still),
+        name="head",
+        daemon=True,
     )
     worker.start()
     try:
@@ -37,6 +44,8 @@ def stream(edge: Edge, source: Iterable[Frame], inflight: int) -> Iterator[tuple
             if isinstance(item, BaseException):
                 raise item
             landed = _landed(edge, *item)
+            if still is not None and not isinstance(item[1], Result):
+                still.landed(item[0], landed)
             places.release()
             yield item[0], landed
     finally:
@@ -45,7 +54,10 @@ def stream(edge: Edge, source: Iterable[Frame], inflight: int) -> Iterator[tuple
         worker.join(LEAVING)
 
 
-def _landed(edge: Edge, frame: Frame, flight: Flight | PacketError) -> Result:
+def _landed(edge: Edge, frame: Frame, flight: Flight | Result | PacketError) -> Result:
+    if isinstance(flight, Result):  # like one before: its end is when its turn comes
+        total = 1000 * (time.monotonic() - frame.captured)
+        return replace(flight, timings=replace(flight.timings, total=total))
     if isinstance(flight, PacketError):
         return edge.failed(frame.captured, flight)
     result, error = edge.land(flight)
@@ -60,6 +72,7 @@ def _launch_all(
     started: queue.SimpleQueue[Started],
     places: threading.Semaphore,
     stop: threading.Event,
+    still: Still | None,
 ) -> None:
     frames = iter(source)
     try:
@@ -67,8 +80,12 @@ def _launch_all(
             frame = next(frames, None)
             if frame is None:
                 break
+            like = None if still is None else still.like(frame)
+            if like is not None:
+                started.put((frame, like))
+                continue
             try:
-                started.put((frame, edge.launch(frame.image, frame.captured)))
+                started.put((frame, edge.launch(frame.image, frame.captured, frame.side)))
             except PacketError as error:
                 started.put((frame, error))
         started.put(None)

@@ -1,24 +1,37 @@
 """Before anything runs: cut a model, train its bottleneck, export it, score it (needs torch)."""
 
-from splitrt.train.cut import Pixels, Split, cut
-from splitrt.train.distill import Schedule, distill, fast, varied
+from splitrt.core.sizes import Sizes
+from splitrt.train.cut import Pixels, Split, another, cut
+from splitrt.train.distill import Schedule, distill, fast, holed, varied
 from splitrt.train.exits import calibration_error
 from splitrt.train.export import About, export
 from splitrt.train.frames import Frames, read
+from splitrt.train.free import Free
+from splitrt.train.plot import draw
 from splitrt.train.score import score
+from splitrt.train.similar import similar
+from splitrt.train.slim import Student, scaled
 
 __all__ = [
     "About",
     "Frames",
+    "Free",
     "Pixels",
     "Schedule",
+    "Sizes",
     "Split",
+    "Student",
+    "another",
     "calibration_error",
     "cut",
     "distill",
+    "draw",
     "export",
     "fast",
+    "holed",
     "read",
+    "scaled",
     "score",
+    "similar",
     "varied",
 ]

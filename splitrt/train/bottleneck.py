@@ -1,7 +1,6 @@
 """The bottleneck: an encoder that ends the head, a decoder that begins the tail, few bits between.
 
-The two-stage recipe that trains it is BottleFit's (Matsubara et al. 2022); the straight-through
-gradient of the quantiser is Bengio et al. 2013.
+The two-stage recipe that trains it is BottleFit's (Matsubara et al. 2022).
 """
 
 from __future__ import annotations
@@ -12,9 +11,6 @@ import torch
 from torch import nn
 
 from splitrt.errors import ModelError
-
-BITS = 4
-STEP = 0.5  # in standard deviations: 3.0 bits of entropy a code, and 16 of them span ± 3.75
 
 
 class Residual(nn.Module):
@@ -46,15 +42,26 @@ class Maps(nn.Module):
         self.project = nn.Sequential(
             nn.Conv2d(inner, channels, 1, bias=False), nn.BatchNorm2d(channels, affine=False)
         )
-        wide = 2 * inner
-        self.decoder = nn.Sequential(
-            _conv(channels, wide),
-            Residual(wide),
-            nn.ConvTranspose2d(wide, inputs, stride, stride),
-            nn.BatchNorm2d(inputs),
+        self.stride = stride
+        self.decoder = self.decoder_for(shape)
+
+    def decoder_for(self, wanted: tuple[int, int, int]) -> nn.Module:
+        """A fresh decoder to maps of that shape; its height and width are the first one's."""
+        if tuple(wanted[1:]) != self.size:
+            raise ModelError(
+                f"the other cut's maps are {wanted[1]} × {wanted[2]}, this one's "
+                f"{self.size[0]} × {self.size[1]}\n"
+                "help: cut the other model where they are as large"
+            )
+        inner, outputs = 2 * self.trunk_shape[0], wanted[0]
+        return nn.Sequential(
+            _conv(self.shape[0], inner),
+            Residual(inner),
+            nn.ConvTranspose2d(inner, outputs, self.stride, self.stride),
+            nn.BatchNorm2d(outputs),
             nn.ReLU(),
-            Residual(inputs),
-            nn.Conv2d(inputs, inputs, 1),
+            Residual(outputs),
+            nn.Conv2d(outputs, outputs, 1),
         )
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
@@ -97,24 +104,6 @@ def bottleneck(shape: tuple[int, ...], channels: int, *, stride: int = 2) -> Map
         f"no bottleneck fits a crossing tensor of shape {list(shape)}\n"
         "help: cut where feature maps [C, H, W] or tokens [T, C] cross"
     )
-
-
-def quantise(z: torch.Tensor, low: torch.Tensor, step: torch.Tensor, bits: int) -> torch.Tensor:
-    """Codes 0 … 2^bits − 1 as floats; `low` and `step` broadcast against z."""
-    return torch.clamp(torch.round((z - low) / step), 0, 2**bits - 1)
-
-
-def blur(z: torch.Tensor) -> torch.Tensor:
-    """z as the server will see it after the trained quantiser; the gradient passes straight."""
-    low = torch.full((), trained_low(), device=z.device)
-    step = torch.full((), STEP, device=z.device)
-    seen = quantise(z.detach().float(), low, step, BITS) * step + low
-    return z + (seen - z).detach()
-
-
-def trained_low() -> float:
-    """The value of code 0 of the trained quantiser, whose codes lie evenly about 0."""
-    return -STEP * (2**BITS - 1) / 2
 
 
 class _Turn(nn.Module):

@@ -5,14 +5,19 @@
 2. task: head and encoder are frozen; decoder, tail and local exit learn the task.
 
 (Matsubara, Callegaro, Singh, Levorato, Restuccia 2022: BottleFit.)
+
+A student head is trained otherwise: in the first stage it learns its codes, the decoder and the
+tail the task, at several widths a step and with a quantiser drawn for each; in the second, on
+frozen features, its exits and its filter.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -20,25 +25,39 @@ from torch import nn
 from torch.nn import functional
 
 from splitrt.errors import ModelError
-from splitrt.train.bottleneck import blur
 from splitrt.train.checkpoint import Keeper, bar
-from splitrt.train.cut import Split, wants_pixels
+from splitrt.train.cut import Split, trunk_shapes, wants_pixels
+from splitrt.train.exits import Filter
 from splitrt.train.frames import Frames
 from splitrt.train.graph import trace
+from splitrt.train.muon import Muon
+from splitrt.train.rungs import drawn, seen
+from splitrt.train.slim import Slim
 
+STUDENT_LR = 10.0  # times the rate: a student starts from nothing, and Muon's steps are its own
+DECAY = 0.05
+FEATURES = 0.1  # what the distance at the cut weighs beside the task
+INPLACE = 0.5  # what the widest's answer weighs beside labels and teacher
+RATE_LR = 3.0  # times the student's: gains and priors are a few numbers with small gradients
 HEAD_LR = 0.1  # the head was trained already: a tenth of the rate of the fresh layers
 TASK_LR = 0.3
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How long and how fast: epochs of the two stages, Adam's rate, pictures a step."""
+    """How long and how fast: epochs of the two stages, Adam's rate, pictures a step.
+
+    Restarts are those of Loshchilov and Hutter 2017 (SGDR); without one the rate falls once.
+    """
 
     features: int = 10
     task: int = 10
     lr: float = 2e-3
     batch: int = 256
     augment: bool = True
+    hole: int = 0  # pixels a side of the patch that is blanked
+    once: bool = False  # ask the teacher once a picture, not anew for each variation of it
+    restart: tuple[int, ...] = ()  # epochs of the first stage before which the rate warms up anew
 
 
 def distill(
@@ -60,11 +79,13 @@ def distill(
     if split.bottleneck is None:
         raise ModelError("there is no bottleneck to train\nhelp: cut(…, channels=12)")
     torch.manual_seed(seed)
+    if frames.interest is not None and not len(split.filters) and not split.shared:
+        split.filters = nn.ModuleList(Filter(shape) for shape in trunk_shapes(split))
     run = _Run(split, teacher, frames, schedule, seed)
     keeper = Keeper(Path(checkpoint)) if checkpoint else None
     steps = math.ceil(len(frames) / schedule.batch) * (schedule.features + schedule.task)
     with bar(progress, steps) as advance:
-        for stage in (run.features_stage(), run.task_stage()):
+        for stage in run.stages():
             _train(stage, run, keeper, advance)
     return split.eval()
 
@@ -77,6 +98,7 @@ class _Stage:
     optimiser: torch.optim.Optimizer
     loss: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
     enter: Callable[[], None]
+    restart: tuple[int, ...] = ()
 
 
 class _Run:
@@ -87,7 +109,7 @@ class _Run:
     ) -> None:
         self.split, self.frames, self.schedule, self.seed = split, frames, schedule, seed
         self.pixels = wants_pixels(split)
-        graph = trace(teacher, split.graph.example)
+        graph = trace(teacher, split.graph.example, split.graph.free)
         if graph.fingerprint != split.graph.fingerprint:
             raise ModelError(
                 "the teacher is not the model that was cut\nhelp: pass the module given to cut()"
@@ -98,6 +120,134 @@ class _Run:
         self.teacher = copy.deepcopy(graph.tap_whole(place, taps)).requires_grad_(False).eval()
         self.tail = copy.deepcopy(graph.part_with_taps(place, taps)).eval()
         self.tail.load_state_dict(split.tail.state_dict())
+        self.done = 0.0  # share of the stage before its first restart
+        self.known: torch.Tensor | None = None  # the teacher's answers to the batch
+        self.answers = self._answers()
+
+    @torch.inference_mode()
+    def _answers(self) -> torch.Tensor | None:
+        """The teacher's first output on every frame as it is, if the schedule wants it once."""
+        if not self.schedule.once or self.split.slim is None:
+            return None
+        device, parts = next(self.split.parameters()).device, []
+        for part in self.frames.batches(self.schedule.batch):
+            x = self.pixels(torch.from_numpy(part.images).to(device))
+            with fast(device):
+                parts.append(self.teacher(x)[self.count].float())
+        return torch.cat(parts).clone()
+
+    def stages(self) -> list[_Stage]:
+        if self.split.slim is not None:
+            stages = [self.joint_stage(self.split.slim)]
+            return stages if self.split.shared else [*stages, self.exits_stage()]
+        if self.split.shared:
+            return [self.task_stage()]
+        return [self.features_stage(), self.task_stage()]
+
+    def joint_stage(self, slim: Slim) -> _Stage:
+        lr = self.schedule.lr * STUDENT_LR
+        rates = list(slim.rates.parameters())
+        known = {id(parameter) for parameter in rates}
+        rest = [p for p in slim.parameters() if id(p) not in known]
+        if self.split.shared:
+            rest, rates = list(slim.decoder.parameters()), []
+        groups = [
+            {"params": rest, "lr": lr, "weight_decay": DECAY},
+            {"params": list(self.tail.parameters()), "lr": lr * HEAD_LR, "weight_decay": DECAY},
+        ]
+        if rates:
+            groups.append({"params": rates, "lr": lr * RATE_LR})
+        return _Stage(
+            "features",
+            self.schedule.features,
+            {"bottleneck": slim, "tail": self.tail},
+            Muon(groups),
+            lambda x, labels: self._sandwich_loss(slim, x, labels),
+            self._enter_joint,
+            self.schedule.restart,
+        )
+
+    def exits_stage(self) -> _Stage:
+        exits, filters = self.split.exits, self.split.filters
+        groups = [{"params": [*exits.parameters(), *filters.parameters()], "lr": self.schedule.lr}]
+        return _Stage(
+            "task",
+            self.schedule.task if len(exits) + len(filters) else 0,
+            {"exits": exits, "filters": filters},
+            torch.optim.Adam(groups) if groups[0]["params"] else torch.optim.Adam([torch.zeros(1)]),
+            self._exits_loss,
+            self._enter_exits,
+        )
+
+    def _enter_joint(self) -> None:
+        self.split.requires_grad_(True)
+        self.tail.requires_grad_(True)
+        self.split.bottleneck.train()
+        if self.split.shared:
+            self.split.bottleneck.requires_grad_(False).eval()
+            self.split.bottleneck.decoder.requires_grad_(True).train()
+
+    def _enter_exits(self) -> None:
+        self.split.requires_grad_(False).eval()
+        self.split.exits.requires_grad_(True).train()
+        self.split.filters.requires_grad_(True).train()
+
+    def _sandwich_loss(
+        self, slim: Slim, x: torch.Tensor, labels: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Widest, narrowest and up to two between; the widest teaches beside the whole model.
+
+        (Yu and Huang 2019, whose sandwich rule and in-place distillation this is. The thinner ones
+        see half a batch each: two thirds of the time for three widths.)
+        """
+        wanted = self._wanted(x)
+        total, widest = torch.zeros((), device=x.device), None
+        halves = (slice(0, len(x) // 2), slice(len(x) // 2, len(x)))
+        for place, width in enumerate(self._widths(len(slim.shapes))):
+            rows = slice(None) if place == 0 or len(x) < 4 else halves[place % 2]
+            z = slim.project(slim.trunk(x[rows], width), width).float()
+            rung = drawn(slim.student.rungs, self.random)
+            values, cost = slim.seen(z, rung, width, None if self.split.shared else self.done)
+            first = slim.decode(slim.padded(values))
+            got, aim = (first, *self.tail(first)), [one[rows] for one in wanted]
+            total = total + cost + self._far(got[: len(aim) - 1], aim[:-1])
+            own = got[self.count]
+            if self.split.classes is None:
+                total = total + _distance(own.float(), aim[-1].float())
+                continue
+            total = total + _task(own, aim[-1], None if labels is None else labels[rows])
+            if widest is not None:
+                total = total + INPLACE * _task(own, widest[rows], None)
+            widest = own.detach() if widest is None else widest
+        return total
+
+    def _wanted(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The teacher's features at the cut and behind it, then its first output."""
+        if self.known is not None:
+            return (self.known,)
+        with torch.no_grad():
+            return self.teacher(x)[: self.count + 1]
+
+    def _far(self, got: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> torch.Tensor:
+        weight = 1.0 if self.split.classes is None else FEATURES
+        pairs = zip(got, wanted, strict=True)
+        return weight * sum((_distance(a.float(), b.float()) for a, b in pairs), torch.zeros(()))
+
+    def _widths(self, count: int) -> list[int]:
+        between = torch.randperm(max(count - 2, 0), generator=self.random)[:2] + 1
+        return [count - 1, *between.tolist(), *([0] if count > 1 else [])]
+
+    def _exits_loss(self, x: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        wanted = self._wanted(x)[-1]
+        with torch.no_grad():
+            trunks = [self.split.trunk(x, width) for width in range(len(self.split.crossings))]
+        loss = torch.zeros((), device=x.device)
+        for place, local in enumerate(self.split.exits):
+            loss = loss + _task(local(trunks[place]), wanted, labels)
+        for place, judge in enumerate(self.split.filters):
+            logits = judge(trunks[place]).float().squeeze(1)
+            loss = loss + functional.binary_cross_entropy_with_logits(logits, self.interest)
+        return loss
 
     def features_stage(self) -> _Stage:
         split, lr = self.split, self.schedule.lr
@@ -113,6 +263,7 @@ class _Run:
             torch.optim.Adam(groups),
             self._feature_loss,
             self._enter_features,
+            self.schedule.restart,
         )
 
     def task_stage(self) -> _Stage:
@@ -122,9 +273,9 @@ class _Run:
             {"params": list(split.bottleneck.decoder.parameters()), "lr": lr * TASK_LR},
             {"params": list(self.tail.parameters()), "lr": lr * TASK_LR * HEAD_LR},
         ]
-        if split.exit is not None:
-            parts["exit"] = split.exit
-            groups.append({"params": list(split.exit.parameters()), "lr": lr})
+        if len(split.exits):
+            parts["exits"] = split.exits
+            groups.append({"params": list(split.exits.parameters()), "lr": lr})
         return _Stage(
             "task",
             self.schedule.task,
@@ -145,31 +296,34 @@ class _Run:
         self.split.bottleneck.requires_grad_(False).eval()
         self.split.bottleneck.decoder.requires_grad_(True).train()
         self.tail.requires_grad_(True)
-        if self.split.exit is not None:
-            self.split.exit.train()
+        self.split.exits.train()
 
     def _feature_loss(self, x: torch.Tensor, _: torch.Tensor | None) -> torch.Tensor:
         with torch.no_grad():
-            wanted = self.teacher(x)
-        z = blur(self.split.project(self.split.trunk(x)))
+            wanted = self.teacher(x, *self._side(x))
+        z = seen(self.split.project(self.split.trunk(x)), "q4")
         first = self.split.bottleneck.decode(z)
-        got = (first, *self.tail(first))
+        got = (first, *self.tail(first, *self._side(x)))
         pairs = zip(got, wanted, strict=True)
         return sum((_distance(a.float(), b.float()) for a, b in pairs), torch.zeros(()))
 
     def _task_loss(self, x: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         with torch.no_grad():
-            wanted = self.teacher(x)[self.count :]
+            wanted = self.teacher(x, *self._side(x))[self.count :]
             trunk = self.split.trunk(x)
-            z = blur(self.split.project(trunk))
-        got = self.tail(self.split.bottleneck.decode(z))[self.count - 1 :]
+            z = seen(self.split.project(trunk), "q4")
+        got = self.tail(self.split.bottleneck.decode(z), *self._side(x))[self.count - 1 :]
         if self.split.classes is None:
             pairs = zip(got, wanted, strict=True)
             return sum((_distance(a.float(), b.float()) for a, b in pairs), torch.zeros(()))
         loss = _task(got[0], wanted[0], labels)
-        if self.split.exit is not None:
-            loss = loss + _task(self.split.exit(trunk), wanted[0], labels)
+        for local in self.split.exits:
+            loss = loss + _task(local(trunk), wanted[0], labels)
         return loss
+
+    def _side(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Side inputs for a batch: their examples, over and over."""
+        return [side.to(x.device) for side in self.split.graph.side_examples(len(x))]
 
     def settle(self) -> None:
         """Give the trained tail back to the split."""
@@ -180,7 +334,7 @@ class _Run:
 
     def steps(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         """The pictures of one epoch, shuffled and varied by seed and epoch alone."""
-        random = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        random = self.random = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.frames), generator=random)
         device = next(self.split.parameters()).device
         for chosen in order.split(self.schedule.batch):
@@ -190,6 +344,11 @@ class _Run:
             x = self.pixels(torch.from_numpy(batch.images).to(device))
             if self.schedule.augment:
                 x = varied(x, random)
+            if self.schedule.hole:
+                x = holed(x, self.schedule.hole, random)
+            self.known = None if self.answers is None else self.answers[chosen]
+            if batch.interest is not None:
+                self.interest = torch.from_numpy(batch.interest).float().to(device)
             labels = None if batch.labels is None else torch.from_numpy(batch.labels).to(device)
             yield x.contiguous(memory_format=torch.channels_last), labels
 
@@ -200,14 +359,17 @@ def _train(
     stage.enter()
     batch, frames = run.schedule.batch, len(run.frames)
     steps = max(1, math.ceil(frames / batch))
-    total = max(1, steps * stage.epochs)
     rates = [group["lr"] for group in stage.optimiser.param_groups]
+    starts = [0, *stage.restart, stage.epochs]
     first = keeper.restore(stage) if keeper else 0
     advance(stage.name, first * steps)
     for epoch in range(first, stage.epochs):
+        start, end = next(span for span in pairwise(starts) if epoch < span[1])
         for number, (x, labels) in enumerate(run.steps(epoch + 1000 * (stage.name == "task"))):
+            done = (epoch - start + number / steps) / (end - start)
             for group, rate in zip(stage.optimiser.param_groups, rates, strict=True):
-                group["lr"] = rate * _pace((epoch * steps + number) / total)
+                group["lr"] = rate * _pace(done)
+            run.done = 1.0 if start else done
             with fast(x.device):
                 loss = stage.loss(x, labels)
             stage.optimiser.zero_grad()
@@ -253,6 +415,16 @@ def varied(x: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     columns = right[:, None, None, None] + torch.arange(width)[None, None, None, :]
     which = torch.arange(count)[:, None, None, None]
     return x[which, torch.arange(x.shape[1])[None, :, None, None], rows, columns]
+
+
+def holed(x: torch.Tensor, side: int, random: torch.Generator) -> torch.Tensor:
+    """Each picture of [N, C, H, W] with one square set to 0 (Cutout, DeVries and Taylor 2017)."""
+    count, _, height, width = x.shape
+    top = torch.randint(0, max(1, height - side + 1), (count, 1), generator=random)
+    left = torch.randint(0, max(1, width - side + 1), (count, 1), generator=random)
+    rows, columns = torch.arange(height)[None], torch.arange(width)[None]
+    inside = ((rows >= top) & (rows < top + side))[:, None, :, None]
+    return x.masked_fill(inside & ((columns >= left) & (columns < left + side))[:, None, None], 0)
 
 
 def fast(device: torch.device) -> torch.autocast:

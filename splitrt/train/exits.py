@@ -5,6 +5,7 @@ Temperature scaling and the calibration error are those of Guo et al. 2017.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,8 @@ from torch import nn
 from torch.nn import functional
 
 WIDE = 128
+HIDDEN = 16
+FEW = 16  # places of a map that is deep enough to be pooled at once
 
 
 class Exit(nn.Module):
@@ -22,11 +25,12 @@ class Exit(nn.Module):
         maps = len(shape) == 3
         conv, norm = (nn.Conv2d, nn.BatchNorm2d) if maps else (nn.Conv1d, nn.BatchNorm1d)
         layers: list[nn.Module] = []
-        inputs = shape[0]
-        if inputs > WIDE // 2:
+        inputs, few = shape[0], math.prod(shape[1:]) <= FEW
+        if inputs > WIDE // 2 and not few:
             layers += [conv(inputs, WIDE // 2, 1, bias=False), norm(WIDE // 2), nn.ReLU()]
             inputs = WIDE // 2
-        layers += [conv(inputs, WIDE, 3, 2, 1, bias=False), norm(WIDE), nn.ReLU()]
+        last = conv(inputs, WIDE, 1, bias=False) if few else conv(inputs, WIDE, 3, 2, 1, bias=False)
+        layers += [last, norm(WIDE), nn.ReLU()]
         self.features = nn.Sequential(*layers)
         self.mean = nn.AdaptiveAvgPool2d(1) if maps else nn.AdaptiveAvgPool1d(1)
         self.most = nn.AdaptiveMaxPool2d(1) if maps else nn.AdaptiveMaxPool1d(1)
@@ -37,37 +41,34 @@ class Exit(nn.Module):
         return self.classify(torch.cat([self.mean(x).flatten(1), self.most(x).flatten(1)], 1))
 
 
+class Filter(nn.Module):
+    """One logit [N, 1] from the device's features: above 0, something of interest is likely."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.judge = nn.Sequential(nn.Linear(2 * shape[0], HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(2)
+        return self.judge(torch.cat([x.mean(2), x.amax(2)], 1))
+
+
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """What held-out frames say of an exit."""
 
     temperature: float
-    threshold: float
     accuracy: float  # of the exit on all frames
-    share: float  # of frames whose confidence reaches the threshold
-    sure_accuracy: float  # of the exit on those frames
     ece: float  # expected calibration error, 15 bins
 
 
-def calibrate(logits: torch.Tensor, labels: torch.Tensor, target: torch.Tensor) -> Calibration:
-    """Temperature and threshold from held-out logits [N, K] and labels [N].
-
-    The threshold is the lowest confidence from which on the exit is right as often as `target`
-    (bool [N]: where the whole model is right) on the same frames, so a sure answer costs nothing.
-    """
+def calibrate(logits: torch.Tensor, labels: torch.Tensor) -> Calibration:
+    """The temperature at which confidence is accuracy, from held-out logits [N, K], labels [N]."""
     temperature = _temperature(logits, labels)
     confidence, answer = (logits / temperature).softmax(1).max(1)
     right = answer == labels
-    threshold = _threshold(confidence, right, target)
-    sure = confidence >= threshold
-    return Calibration(
-        temperature=temperature,
-        threshold=threshold,
-        accuracy=right.float().mean().item(),
-        share=sure.float().mean().item(),
-        sure_accuracy=right[sure].float().mean().item() if sure.any() else 1.0,
-        ece=calibration_error(confidence, right),
-    )
+    error = calibration_error(confidence, right)
+    return Calibration(temperature, right.float().mean().item(), error)
 
 
 def calibration_error(confidence: torch.Tensor, right: torch.Tensor, bins: int = 15) -> float:
@@ -89,12 +90,3 @@ def _temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
 
     optimiser.step(loss)
     return log.exp().item()
-
-
-def _threshold(confidence: torch.Tensor, right: torch.Tensor, target: torch.Tensor) -> float:
-    order = confidence.argsort(descending=True)
-    lost = (target[order].long() - right[order].long()).cumsum(0)  # answers lost by exiting here
-    free = (lost <= 0).nonzero()
-    if not len(free):
-        return 1.0
-    return min(confidence[order[free[-1, 0]]].item(), 1.0)

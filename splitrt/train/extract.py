@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -58,7 +57,7 @@ def _needed(graph: fx.Graph, starts: list[fx.Node], results: list[fx.Node]) -> l
         if node in found or node in starts:
             continue
         if node.op == "placeholder":
-            raise ModelError("the input itself is still needed behind the cut")
+            raise ModelError(f"the input {node.name!r} is still needed behind the cut")
         found.add(node)
         reads = node.target in SHAPE_READS
         left += [one for one in node.all_input_nodes if not reads or one in behind]
@@ -74,23 +73,47 @@ def _behind(graph: fx.Graph, starts: list[fx.Node]) -> set[fx.Node]:
 
 
 def _reread(fresh: fx.Graph, node: fx.Node, start: fx.Node, made: fx.Node) -> fx.Node:
-    """A size of an earlier tensor, taken from the tensor that crosses."""
+    """A size of an earlier tensor, made of the sizes of the tensor that crosses."""
     wanted = node.meta.get("val")
+    known = _known(start)
+    poly = None if isinstance(wanted, int) else wanted.node.expr.as_poly(*known)
+    if poly is None or any(not factor.is_Integer for _, factor in poly.terms()):
+        raise ModelError(f"{node.name} cannot be read from what crosses")
+    reads = {symbol: _read(fresh, made, *place) for symbol, place in known.items()}
+    total: Any = 0
+    for powers, factor in poly.terms():
+        term: Any = int(factor)
+        for symbol, power in zip(known, powers, strict=True):
+            for _ in range(power):
+                term = _joined(fresh, operator.mul, reads[symbol], term, 1)
+        total = _joined(fresh, operator.add, term, total, 0)
+    if isinstance(total, int):
+        raise ModelError(f"{node.name} cannot be read from what crosses")
+    total.meta = {"val": wanted}
+    return total
+
+
+def _known(start: fx.Node) -> dict[Any, tuple[int, int]]:
+    """Free sizes (batch, height, width) as symbols: the place and the multiple where they lie."""
+    found: dict[Any, tuple[int, int]] = {}
     for place, size in enumerate(start.meta["val"].shape):
-        if isinstance(size, int) or isinstance(wanted, int):
-            continue
-        for times in _ratio(size, wanted):
-            read = fresh.call_function(torch.ops.aten.sym_size.int, (made, place))
-            read.meta = {"val": size}
-            if times == 1:
-                return read
-            read = fresh.call_function(operator.floordiv, (read, times))
-            read.meta = {"val": wanted}
-            return read
-    raise ModelError(f"{node.name} cannot be read from what crosses")
+        symbols = [] if isinstance(size, int) else list(size.node.expr.free_symbols)
+        if len(symbols) == 1 and symbols[0] not in found:
+            times = size.node.expr / symbols[0]
+            if times.is_Integer and times > 0:
+                found[symbols[0]] = (place, int(times))
+    return found
 
 
-def _ratio(size: Any, wanted: Any) -> Iterable[int]:
-    """k, where size = k · wanted whatever the batch."""
-    ratio = size.node.expr / wanted.node.expr
-    return [int(ratio)] if ratio.is_Integer and ratio > 0 else []
+def _read(fresh: fx.Graph, made: fx.Node, place: int, times: int) -> fx.Node:
+    read = fresh.call_function(torch.ops.aten.sym_size.int, (made, place))
+    return read if times == 1 else fresh.call_function(operator.floordiv, (read, times))
+
+
+def _joined(fresh: fx.Graph, join: Any, left: Any, right: Any, neutral: int) -> Any:
+    """left · right or left + right, without a node where one of them changes nothing."""
+    if isinstance(left, int) and isinstance(right, int):
+        return join(left, right)
+    if isinstance(right, int) and right == neutral:
+        return left
+    return fresh.call_function(join, (left, right))

@@ -19,18 +19,21 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 class Frames:
     """Pictures of one size in memory, with their classes where they are known.
 
-    images: uint8 [N, H, W, 3], RGB.  labels: int64 [N], or None.
+    images: uint8 [N, H, W, 3], RGB.  labels: int64 [N], or None.  interest: bool [N], or None:
+    whether there is something in the picture that an emptiness filter is to let pass.
     """
 
     images: np.ndarray
     labels: np.ndarray | None = None
+    interest: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, chosen: slice | np.ndarray) -> Frames:
         labels = None if self.labels is None else self.labels[chosen]
-        return Frames(self.images[chosen], labels)
+        interest = None if self.interest is None else self.interest[chosen]
+        return Frames(self.images[chosen], labels, interest)
 
     def sample(self, count: int, seed: int = 0) -> Frames:
         """`count` of the frames, or all if there are fewer, chosen by the seed."""

@@ -15,10 +15,13 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
+from splitrt.core.sizes import Rule
 from splitrt.errors import ModelError
 from splitrt.train.extract import SHAPE_READS, extract
+from splitrt.train.free import Free, rules
 
-LARGEST_BATCH = 4096
+HELP = "check --shape, and --side for further inputs; forward() must not branch on its values"
+HELP_SIZES = "check --side, take a larger --step; forward() must not branch on a picture's size"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +37,10 @@ class Cut:
     node: str = field(repr=False)
 
 
-def trace(module: nn.Module, example: torch.Tensor) -> Graph:
+def trace(module: nn.Module, example: torch.Tensor, free: Free = Free()) -> Graph:
     """The graph of `module`, called with one tensor [batch, …]; the batch stays free.
+
+    `free` says whether height and width do too, and what side inputs there are.
 
     ModelError if the module is in train mode, writes its own state or cannot be exported.
     """
@@ -44,19 +49,20 @@ def trace(module: nn.Module, example: torch.Tensor) -> Graph:
         raise ModelError(f"{training[0]} is in train mode\nhelp: call model.eval() first")
     if len(example) < 2:
         example = torch.cat([example, example])  # a batch of 1 would be taken for a constant
-    batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
+    example = free.checked(example)
+    side = free.sides(len(example))
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's about itself
-            outputs = module(example)
+            outputs = module(example, **side)
             program = torch.export.export(
-                module, (example,), dynamic_shapes=({0: batch},), strict=False
+                module, (example,), side, dynamic_shapes=free.shapes(module), strict=False
             ).run_decompositions({})
     except Exception as error:  # torch.export raises whatever the model's code provokes
         raise ModelError(
             f"{type(module).__name__} cannot be exported for {list(example.shape)}: "
             f"{str(error).splitlines()[0] if str(error) else type(error).__name__}\n"
-            "help: check --shape; forward() must take one tensor and not branch on its values"
+            f"help: {HELP if free.sizes is None else HELP_SIZES}"
         ) from error
     signature = program.graph_signature
     written = {**signature.buffers_to_mutate, **signature.user_inputs_to_mutate}
@@ -68,18 +74,29 @@ def trace(module: nn.Module, example: torch.Tensor) -> Graph:
     flat = program.module(check_guards=False)
     flat.graph.eliminate_dead_code()
     flat.recompile()
-    return Graph(flat, example, _names(outputs))
+    graph = Graph(flat, example, _names(outputs), free)
+    if free.sizes is not None:
+        graph.output_rules()  # where these cannot be told, nothing can be cut
+    return graph
 
 
 class Graph:
-    """A functional graph of one input with free batch, the legal cuts in it, and its parts."""
+    """A functional graph of one input with free batch, the legal cuts in it, and its parts.
+
+    Side inputs are taken by the tail alone, and by the whole model.
+    """
 
     def __init__(
-        self, module: fx.GraphModule, example: torch.Tensor, output_names: tuple[str, ...]
+        self,
+        module: fx.GraphModule,
+        example: torch.Tensor,
+        output_names: tuple[str, ...],
+        free: Free = Free(),
     ) -> None:
         self.module, self.example, self.output_names = module, example, output_names
         self.nodes = list(module.graph.nodes)
-        self.input = next(node for node in self.nodes if node.op == "placeholder")
+        self.free = free
+        self.input, *self.sides = [node for node in self.nodes if node.op == "placeholder"]
         self.end = next(node for node in self.nodes if node.op == "output")
         self.data = self._data()
 
@@ -99,6 +116,21 @@ class Graph:
         """The outputs' shapes, without batch."""
         return [_sample_shape(node) for node in self._outputs()]
 
+    @property
+    def output_dtypes(self) -> list[torch.dtype]:
+        """The outputs' types."""
+        return [node.meta["val"].dtype for node in self._outputs()]
+
+    @property
+    def side_names(self) -> list[str]:
+        """The side inputs, in the order in which the tail takes them."""
+        return [str(node.target) for node in self.sides]
+
+    def side_examples(self, batch: int) -> list[torch.Tensor]:
+        """An example [batch, …] of each side input."""
+        examples = self.free.sides(batch)
+        return [examples[name] for name in self.side_names]
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the graph's operators, shapes and module paths; weights do not count."""
@@ -109,6 +141,14 @@ class Graph:
             arguments = [self.nodes.index(used) for used in node.all_input_nodes]
             digest.update(f"{node.op} {_operator(node)} {path} {shape} {arguments}\n".encode())
         return digest.hexdigest()
+
+    def rules(self, cut: Cut) -> list[Rule]:
+        """How the shape of what crosses follows from the picture's."""
+        return rules(self._node(cut), self.input)
+
+    def output_rules(self) -> list[list[Rule]]:
+        """How the outputs' shapes follow from the picture's; ModelError if in no simple way."""
+        return [rules(node, self.input) for node in self._outputs()]
 
     def find(self, after: str) -> Cut:
         """The cut at a name of `cuts`, or at the end of the module of that path.
@@ -132,7 +172,7 @@ class Graph:
         """(head, tail), which share the model's weights; the tail returns a tuple of tensors."""
         place = self._node(cut)
         return extract(self.module, [self.input], [place], single=True), extract(
-            self.module, [place], self._outputs()
+            self.module, [place, *self.sides], self._outputs()
         )
 
     def taps(self, cut: Cut, count: int = 3) -> list[Cut]:
@@ -148,16 +188,16 @@ class Graph:
     def part_with_taps(self, cut: Cut, taps: Sequence[Cut]) -> fx.GraphModule:
         """The tail, returning (*taps, *outputs)."""
         results = [*map(self._node, taps), *self._outputs()]
-        return extract(self.module, [self._node(cut)], results)
+        return extract(self.module, [self._node(cut), *self.sides], results)
 
     def whole(self) -> fx.GraphModule:
         """The model itself, returning a tuple of tensors."""
-        return extract(self.module, [self.input], self._outputs())
+        return extract(self.module, [self.input, *self.sides], self._outputs())
 
     def tap_whole(self, cut: Cut, taps: Sequence[Cut]) -> fx.GraphModule:
         """The whole model, returning (what crosses, *taps, *outputs)."""
         results = [self._node(cut), *map(self._node, taps), *self._outputs()]
-        return extract(self.module, [self.input], results)
+        return extract(self.module, [self.input, *self.sides], results)
 
     def _data(self) -> set[fx.Node]:
         """Nodes whose value depends on the input's values; the rest is computed on both sides."""
@@ -192,7 +232,9 @@ class Graph:
         if node in self._outputs():
             return False
         try:
-            extract(self.module, [node], self._outputs())
+            extract(self.module, [node, *self.sides], self._outputs())
+            if self.sides:
+                extract(self.module, [self.input], [node])
         except ModelError:
             return False
         return value.dim() > 0 and not isinstance(value.shape[0], int)
@@ -246,7 +288,8 @@ class Graph:
     def _macs(self) -> dict[fx.Node, int]:
         counter = _Counter(self.module)
         with torch.no_grad():
-            counter.run(self.example)
+            inputs = (self.example, *self.side_examples(len(self.example)))
+            counter.run(*inputs, enable_io_processing=False)
         return {node: macs // len(self.example) for node, macs in counter.macs.items()}
 
     def _refusal(self, after: str, last: fx.Node) -> str:
@@ -295,8 +338,9 @@ class _Counter(fx.Interpreter):
 
 
 def _sample_shape(node: fx.Node) -> tuple[int, ...]:
+    """Without batch; at the largest picture's size where that is free."""
     shape = node.meta["val"].shape[1:]
-    return tuple(int(size) for size in shape)
+    return tuple(size if isinstance(size, int) else size.node.hint for size in shape)
 
 
 def _path(node: fx.Node) -> list[str]:

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -15,25 +16,30 @@ IR_VERSION = 8
 WRITES = 18  # the opset of torch's exporter
 OLDEST = 13  # the first whose Cast, Softmax and reductions are like today's
 REDUCTIONS = {"ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2"}
-BATCH = torch.export.Dim("batch", min=1, max=4096)
 
 
 def save(
-    module: nn.Module, example: torch.Tensor, path: Path, *, inputs: str, outputs: Sequence[str]
+    module: nn.Module,
+    examples: Sequence[torch.Tensor],
+    path: Path,
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    shapes: tuple[Any, ...],
 ) -> int:
-    """Write `module` with a dynamic batch; returns the opset."""
+    """Write `module`, whose dimensions `shapes` are free; returns the opset."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             module.eval(),
-            (example,),
+            tuple(examples),
             dynamo=True,
-            dynamic_shapes=({0: BATCH},),
+            dynamic_shapes=shapes,
             opset_version=WRITES,
             external_data=False,
             verbose=False,
-            input_names=[inputs],
+            input_names=list(inputs),
             output_names=list(outputs),
         )
     proto = program.model_proto

@@ -9,7 +9,7 @@ import io
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,20 +19,26 @@ from PIL import Image
 from splitrt.cloud import Server
 from splitrt.cloud.program import load_program
 from splitrt.core.manifest import Manifest, verified
+from splitrt.core.pareto import Cost, dominated
 from splitrt.core.result import Result
 from splitrt.edge.capture import Frame
 from splitrt.edge.edge import Edge
 from splitrt.errors import ModelError, SplitrtError
+from splitrt.train.curve import Answers, ExitCurve, Mix, exit_curve
+from splitrt.train.devices import HeadCost, head_costs, heavy
 from splitrt.train.frames import Frames
 
-QUALITIES = {"JPEG": (10, 20, 40, 60, 80), "WEBP": (5, 20, 40, 60, 80)}
+QUALITIES = {"JPEG": (10, 20, 40, 60, 80), "WEBP": (1, 5, 20, 40, 60)}
 TIMED = 100  # frames that go one by one, for the milliseconds
 PATIENCE = 30.0  # seconds a frame may take while scoring
 
 
 @dataclass(frozen=True, slots=True)
 class PlanScore:
-    """One plan on all frames; milliseconds are medians of frames that went one by one."""
+    """One plan on all frames; milliseconds are medians of frames that went one by one.
+
+    dominated: another cloud plan is nowhere worse and somewhere better (bytes, accuracy, MACs).
+    """
 
     name: str
     where: str
@@ -43,6 +49,8 @@ class PlanScore:
     total_ms: float
     share_edge: float
     lost: int
+    head_macs: int | None = None
+    dominated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +75,37 @@ class Score:
     whole_ms: float
     plans: list[PlanScore]
     baselines: list[BaselineScore]
+    whole_macs: int = 0
+    exit_curve: ExitCurve | None = None  # where the exit and the default plan were scored
+    heads: list[HeadCost] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [f"{'whole':12} {self.whole:7.2%}"]
         lines += [
             f"{one.name:12} {one.accuracy:7.2%} {one.bytes_mean:10,.0f} B {one.total_ms:8.1f} ms"
+            f"{'  dominated' if one.dominated else ''}"
             for one in self.plans
         ]
         lines += [
             f"{line.codec} {line.quality:<7} {line.accuracy:7.2%} {line.bytes_mean:10,.0f} B"
             for line in self.baselines
         ]
-        return "\n".join(lines)
+        if self.exit_curve is not None:
+            lines += [
+                f"{mix.share:4.0%} by exit {mix.accuracy:7.2%} {mix.bytes_mean:10,.0f} B"
+                for mix in self.mixes
+            ]
+            lines += [] if self.exit_curve.within else [self.exit_curve.lost]
+        return "\n".join([*lines, *(f"warning: {line}" for line in self.warnings)])
+
+    @property
+    def mixes(self) -> list[Mix]:
+        """The quoted points of the exit curve by share, with the last within one point."""
+        if self.exit_curve is None:
+            return []
+        within = [self.exit_curve.within] if self.exit_curve.within else []
+        return sorted({*self.exit_curve.points, *within}, key=lambda mix: mix.share)
 
     def as_dict(self) -> dict[str, object]:
         """The object that `splitrt score --json` prints."""
@@ -111,16 +138,45 @@ def score(
         gated = manifest.exit is not None and manifest.exit.threshold is not None
         plans = [*names, "auto"] if gated else names
     with Server(folder, port=0, threads=threads) as server:
-        scores = [_plan(folder, server, plan, frames, right, threads) for plan in plans]
+        found = {plan: _plan(folder, server, plan, frames, right, threads) for plan in plans}
+    accuracy = _share(answers == right)
     return Score(
         model=manifest.name,
         frames=len(frames),
         labelled=frames.labels is not None,
-        whole=_share(answers == right),
+        whole=accuracy,
         whole_ms=whole.milliseconds(frames),
-        plans=scores,
+        plans=_ranked([one for one, _ in found.values()], manifest),
         baselines=list(_baselines(whole, frames, right)) if baselines else [],
+        whole_macs=manifest.cut.whole_macs,
+        exit_curve=_curve({plan: seen for plan, (_, seen) in found.items()}, manifest, accuracy),
+        heads=head_costs(manifest),
+        warnings=heavy(manifest),
     )
+
+
+def _ranked(scores: list[PlanScore], manifest: Manifest) -> list[PlanScore]:
+    """The same plans with their heads' MACs, and the dominated among the cloud's marked."""
+    known = {plan.name: plan for plan in manifest.plans if plan.place == "cloud"}
+    cloud = {
+        one.name: replace(one, head_macs=known[one.name].head_macs or 0)
+        for one in scores
+        if one.name in known
+    }
+    costs = [Cost(one.bytes_mean, one.accuracy, one.head_macs or 0) for one in cloud.values()]
+    beaten = dict(zip(cloud, dominated(costs), strict=True))
+    return [
+        replace(cloud[one.name], dominated=beaten[one.name]) if one.name in cloud else one
+        for one in scores
+    ]
+
+
+def _curve(seen: dict[str, Answers], manifest: Manifest, whole: float) -> ExitCurve | None:
+    plan = manifest.default_plan
+    local = manifest.exit_plan(manifest.width(manifest.plan(plan)))
+    if local is None or not {local.name, plan} <= set(seen) or manifest.plan(plan).codec is None:
+        return None
+    return exit_curve(seen[local.name], seen[plan], plan=plan, whole=whole)
 
 
 class Whole:
@@ -129,8 +185,12 @@ class Whole:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         if "whole.pt2" not in manifest.files:
             raise ModelError(f"{folder} has no whole.pt2 to compare with\nhelp: export it again")
-        if manifest.input.kind != "pixels" or len(manifest.outputs[0].shape) != 1:
-            raise ModelError("score needs a model that takes pictures and answers with classes")
+        classes = len(manifest.outputs[0].shape) == 1 and not manifest.side
+        if manifest.input.kind != "pixels" or not classes:
+            raise ModelError(
+                "score counts classes, and this model does not answer pictures alone with classes\n"
+                "help: `splitrt check` compares the halves with the whole model"
+            )
         self.module = load_program(verified(folder, manifest, "whole.pt2")).module()
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -154,7 +214,7 @@ class Whole:
 
 def _plan(
     folder: Path, server: Server, plan: str, frames: Frames, right: np.ndarray, threads: int
-) -> PlanScore:
+) -> tuple[PlanScore, Answers]:
     pinned = None if plan == "auto" else plan
     with Edge(
         folder, cloud=server.address, plan=pinned, deadline=PATIENCE, threads=threads
@@ -163,15 +223,19 @@ def _plan(
         timed = [edge(image) for image in frames.images[:TIMED]]
     told = [result.where is not None and result.reason is None for result in results]
     sent = np.array([result.sent_bytes for result in results])
-    hits = [
-        kept and _class(result) == wanted
-        for kept, result, wanted in zip(told, results, right, strict=True)
-    ]
+    hits = np.array(
+        [
+            kept and _class(result) == wanted
+            for kept, result, wanted in zip(told, results, right, strict=True)
+        ]
+    )
+    sure = [result.confidence for result in results]
+    confidence = None if None in sure else np.array(sure, float)
     wheres = {result.where for result in results if result.where}
-    return PlanScore(
+    one = PlanScore(
         name=plan,
         where="+".join(sorted(wheres)),
-        accuracy=_share(np.array(hits)),
+        accuracy=_share(hits),
         bytes_mean=round(float(sent.mean()), 1),
         bytes_p95=float(np.percentile(sent, 95)),
         head_ms=statistics.median(result.timings.head for result in timed),
@@ -179,6 +243,7 @@ def _plan(
         share_edge=_share(np.array([result.where == "edge" for result in results])),
         lost=len(told) - sum(told),
     )
+    return one, Answers(hits, sent, confidence)
 
 
 def _capture(frames: Frames) -> Iterator[Frame]:
@@ -207,7 +272,8 @@ def _baselines(whole: Whole, frames: Frames, right: np.ndarray) -> Iterator[Base
 
 def _encoded(image: np.ndarray, codec: str, quality: int) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(image).save(out, codec, quality=quality)
+    best = {"optimize": True} if codec == "JPEG" else {"method": 6}  # the smallest files
+    Image.fromarray(image).save(out, codec, quality=quality, **best)
     return out.getvalue()
 
 

@@ -21,6 +21,11 @@ def load(spec: str) -> nn.Module:
 
     MODULE is importable from here or the path of a .py file. ModelError says what is wrong.
     """
+    if spec.endswith(".onnx"):
+        raise ModelError(
+            f"{spec} is an ONNX file, and a cut is made in torch\n"
+            "help: write MODULE:CALLABLE, which returns the torch.nn.Module it was exported from"
+        )
     place, colon, name = spec.partition(":")
     if not (place and colon and name):
         raise ModelError(

@@ -15,42 +15,58 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     BUSY: _ClassVar[Status]
     EXPIRED: _ClassVar[Status]
     FAILED: _ClassVar[Status]
+    NEED_KEY: _ClassVar[Status]
+    STALE: _ClassVar[Status]
 UNSPECIFIED: Status
 OK: Status
 INVALID: Status
 BUSY: Status
 EXPIRED: Status
 FAILED: Status
+NEED_KEY: Status
+STALE: Status
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "model", "manifest")
+    __slots__ = ("protocol", "model", "manifest", "also", "temporal")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    ALSO_FIELD_NUMBER: _ClassVar[int]
+    TEMPORAL_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     model: str
     manifest: bytes
-    def __init__(self, protocol: _Optional[int] = ..., model: _Optional[str] = ..., manifest: _Optional[bytes] = ...) -> None: ...
+    also: _containers.RepeatedScalarFieldContainer[bytes]
+    temporal: bool
+    def __init__(self, protocol: _Optional[int] = ..., model: _Optional[str] = ..., manifest: _Optional[bytes] = ..., also: _Optional[_Iterable[bytes]] = ..., temporal: bool = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("protocol", "max_inflight")
+    __slots__ = ("protocol", "max_inflight", "bases")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     MAX_INFLIGHT_FIELD_NUMBER: _ClassVar[int]
+    BASES_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     max_inflight: int
-    def __init__(self, protocol: _Optional[int] = ..., max_inflight: _Optional[int] = ...) -> None: ...
+    bases: int
+    def __init__(self, protocol: _Optional[int] = ..., max_inflight: _Optional[int] = ..., bases: _Optional[int] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("seq", "plan", "payload", "slack_us")
+    __slots__ = ("seq", "plan", "payload", "slack_us", "base", "size", "side")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     SLACK_US_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    SIDE_FIELD_NUMBER: _ClassVar[int]
     seq: int
     plan: int
     payload: bytes
     slack_us: int
-    def __init__(self, seq: _Optional[int] = ..., plan: _Optional[int] = ..., payload: _Optional[bytes] = ..., slack_us: _Optional[int] = ...) -> None: ...
+    base: int
+    size: _containers.RepeatedScalarFieldContainer[int]
+    side: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, seq: _Optional[int] = ..., plan: _Optional[int] = ..., payload: _Optional[bytes] = ..., slack_us: _Optional[int] = ..., base: _Optional[int] = ..., size: _Optional[_Iterable[int]] = ..., side: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Tensor(_message.Message):
     __slots__ = ("shape", "data")
@@ -61,7 +77,7 @@ class Tensor(_message.Message):
     def __init__(self, shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("seq", "status", "outputs", "queue_us", "compute_us", "batch", "detail", "retry_after_ms", "open_us")
+    __slots__ = ("seq", "status", "outputs", "queue_us", "compute_us", "batch", "detail", "retry_after_ms", "open_us", "waiting")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +87,7 @@ class Answer(_message.Message):
     DETAIL_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
     OPEN_US_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
     seq: int
     status: Status
     outputs: _containers.RepeatedCompositeFieldContainer[Tensor]
@@ -80,23 +97,44 @@ class Answer(_message.Message):
     detail: str
     retry_after_ms: int
     open_us: int
-    def __init__(self, seq: _Optional[int] = ..., status: _Optional[_Union[Status, str]] = ..., outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., queue_us: _Optional[int] = ..., compute_us: _Optional[int] = ..., batch: _Optional[int] = ..., detail: _Optional[str] = ..., retry_after_ms: _Optional[int] = ..., open_us: _Optional[int] = ...) -> None: ...
+    waiting: int
+    def __init__(self, seq: _Optional[int] = ..., status: _Optional[_Union[Status, str]] = ..., outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., queue_us: _Optional[int] = ..., compute_us: _Optional[int] = ..., batch: _Optional[int] = ..., detail: _Optional[str] = ..., retry_after_ms: _Optional[int] = ..., open_us: _Optional[int] = ..., waiting: _Optional[int] = ...) -> None: ...
+
+class Ping(_message.Message):
+    __slots__ = ("seq", "padding")
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    PADDING_FIELD_NUMBER: _ClassVar[int]
+    seq: int
+    padding: bytes
+    def __init__(self, seq: _Optional[int] = ..., padding: _Optional[bytes] = ...) -> None: ...
+
+class Pong(_message.Message):
+    __slots__ = ("seq", "waiting")
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    seq: int
+    waiting: int
+    def __init__(self, seq: _Optional[int] = ..., waiting: _Optional[int] = ...) -> None: ...
 
 class ToServer(_message.Message):
-    __slots__ = ("hello", "frame")
+    __slots__ = ("hello", "frame", "ping")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     FRAME_FIELD_NUMBER: _ClassVar[int]
+    PING_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     frame: Frame
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ...) -> None: ...
+    ping: Ping
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ...) -> None: ...
 
 class ToEdge(_message.Message):
-    __slots__ = ("welcome", "answer")
+    __slots__ = ("welcome", "answer", "pong")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
+    PONG_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     answer: Answer
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ...) -> None: ...
+    pong: Pong
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ...) -> None: ...
 
 class Request(_message.Message):
     __slots__ = ("hello", "frame")

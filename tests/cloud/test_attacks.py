@@ -29,7 +29,7 @@ def channel(server: Server) -> Iterator[grpc.Channel]:
         yield opened
 
 
-def request(manifest: Manifest, payload: bytes, name: str = "q4", **fields: int) -> bytes:
+def request(manifest: Manifest, payload: bytes, name: str = "q8", **fields: int) -> bytes:
     place = [one.name for one in manifest.plans].index(name)
     fields = {"seq": 1, "plan": place, **fields}
     frame = wire.Frame(payload=payload, **fields)
@@ -46,7 +46,7 @@ def stream(channel: grpc.Channel, messages: list[bytes]) -> list[wire.ToEdge]:
 
 
 def good_payload(manifest: Manifest) -> bytes:
-    return b"\x00" + bytes((manifest.elements + 1) // 2)
+    return b"\x00" + bytes(manifest.widths[-1].elements)
 
 
 def known_good(channel: grpc.Channel, manifest: Manifest) -> list[bytes]:
@@ -68,14 +68,14 @@ def bomb(manifest: Manifest, size: int) -> bytes:
 
 def payloads(manifest: Manifest, dice: random.Random) -> list[Callable[[], bytes]]:
     """Kinds of requests that are wrong, each made anew when called."""
-    good, size = good_payload(manifest), (manifest.elements + 1) // 2
+    good, size = good_payload(manifest), manifest.widths[-1].elements
 
     def framed(payload: bytes, **fields: int) -> bytes:
         return request(manifest, payload, **fields)
 
     def floats(plan: str, value: float, kind: str) -> bytes:
-        array = np.zeros(manifest.elements, kind)
-        array[dice.randrange(manifest.elements)] = value
+        array = np.zeros(manifest.widths[-1].elements, kind)
+        array[dice.randrange(manifest.widths[-1].elements)] = value
         return request(manifest, array.tobytes(), plan)
 
     return [

@@ -18,10 +18,10 @@ class FakeTail:
     def __init__(self) -> None:
         self.go, self.sizes = threading.Event(), []
 
-    def open(self, codec: str, payload: bytes) -> bytes:
+    def open(self, codec: str, payload: bytes, size=None) -> bytes:
         return payload
 
-    def __call__(self, codes):
+    def __call__(self, codes, size=None, sides=(), wanted=()):
         self.go.wait(20)
         self.sizes.append(len(codes))
         if any(packed == b"fail" for _, packed in codes):
@@ -104,3 +104,18 @@ def test_a_failing_batch_is_answered_without_its_secrets_and_the_next_runs(tail)
     batcher.close()
     assert [(answer.seq, answer.status) for answer in answers] == [(1, wire.FAILED), (2, wire.OK)]
     assert "secret" not in answers[0].detail
+
+
+def test_pictures_and_codes_of_one_batch_are_answered_as_each_alone(model_dir):
+    from splitrt.cloud.tail import Tail
+    from splitrt.core.manifest import Manifest
+    from tests.conftest import pictures
+
+    tail = Tail(model_dir, Manifest.load(model_dir), threads=1)
+    image = pictures(1).images[0]
+    codes = np.random.default_rng(0).integers(0, 16, tail.manifest.cut.shape).astype(np.uint8)
+    sent = {"jpeg": image, "q4": codes, "q8": codes}
+    frames = [(name, tail.open(name, tail.codecs[name].encode(sent[name]))) for name in sent]
+    alone = [tail([frame])[0][0] for frame in frames]
+    for answer, one in zip(tail([*frames, frames[0]]), [*alone, alone[0]], strict=True):
+        np.testing.assert_allclose(answer[0], one, rtol=1e-5, atol=1e-6)

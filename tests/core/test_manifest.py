@@ -23,7 +23,7 @@ def edited(folder: Path, old: str, new: str) -> None:
 
 
 def test_a_directory_that_was_just_written_is_proved(model_dir: Path):
-    assert set(prove(model_dir).codecs) == {"f32", "f16", "q8", "q4"}
+    assert set(prove(model_dir).codecs) == {"f32", "f16", "q8", "q4", "jpeg"}
 
 
 def test_a_changed_byte_is_found(copy: Path):
@@ -39,12 +39,12 @@ def test_a_missing_file_an_extra_file_and_a_symlink_are_found(copy: Path):
     with pytest.raises(ModelError, match=r"extra\.bin"):
         prove(copy)
     (copy / "extra.bin").unlink()
-    (copy / "q4.dict").rename(copy.parent / "q4.dict")
+    (copy / "tables.safetensors").rename(copy.parent / "t")
     with pytest.raises(ModelError, match="missing"):
         prove(copy)
-    (copy / "q4.dict").symlink_to(copy.parent / "q4.dict")
+    (copy / "tables.safetensors").symlink_to(copy.parent / "t")
     with pytest.raises(ModelError, match="plain file"):
-        verified(copy, Manifest.load(copy), "q4.dict")
+        verified(copy, Manifest.load(copy), "tables.safetensors")
 
 
 @pytest.mark.parametrize("name", ["../head.onnx", "/etc/passwd", "a/b", ".hidden", "x\\n"])
@@ -64,8 +64,11 @@ def test_file_names_that_lead_elsewhere_are_refused(copy: Path, name: str):
         ("shape = [", "shape = [0, "),
         ("shape = [", "shape = [1000000000, "),
         ("format = 1", "format = ["),
-        ('name = "exit"', 'name = "door"'),
-        ('name = "local"', 'name = "nowhere"'),
+        ('head = "head.onnx"', 'head = "neck.onnx"'),
+        ('width = "full"', 'width = "half"'),
+        ('name = "full"', 'name = "half"'),
+        ('coder = "ans"', 'coder = "tar"'),
+        ('"tables.safetensors" =', '"other.safetensors" ='),
         ('output = "logits"', 'output = "boxes"'),
         ('"tail.onnx" =', '"other.onnx" ='),
     ],

@@ -78,9 +78,28 @@ def test_every_rung_answers_and_fewer_bits_are_fewer_bytes(model_dir, server, im
     )
 
 
+def test_a_whole_picture_as_jpeg_is_answered_as_the_whole_model_answers_that_jpeg(
+    model_dir, server, whole
+):
+    from splitrt.core.codec import codecs
+    from splitrt.core.manifest import Manifest
+    from splitrt.train import Pixels
+
+    codec = codecs(model_dir, Manifest.load(model_dir))["jpeg"]
+    with Edge(model_dir, cloud=server.address, plan="jpeg") as edge:
+        for frame, result in edge.stream(frames(6)):
+            seen = codec.open(codec.encode(frame.image))
+            pixels = torch.frombuffer(bytearray(seen), dtype=torch.uint8).view(1, 32, 32, 3)
+            wanted = whole(Pixels()(pixels))[0].detach().numpy()
+            assert (result.where, result.plan, result.reason) == ("cloud", "jpeg", None)
+            np.testing.assert_allclose(result.outputs["logits"], wanted, rtol=1e-4, atol=1e-5)
+    with Edge(model_dir, cloud="127.0.0.1:1", plan="jpeg") as edge:
+        assert edge(frame.image).plan == "exit"  # which stands in
+
+
 def test_the_envelope_costs_less_than_twenty_bytes(model_dir, server, image):
     with Edge(model_dir, cloud=server.address, plan="f32", deadline=5) as edge:
-        assert edge(image).sent_bytes - 4 * edge.manifest.elements < 20
+        assert edge(image).sent_bytes - 4 * edge.manifest.widths[-1].elements < 20
 
 
 def test_the_timings_add_up(model_dir, server, image):

@@ -9,8 +9,8 @@ import torch
 
 from splitrt.errors import ModelError
 from splitrt.train import Schedule, Split, cut, distill
-from splitrt.train.bottleneck import STEP, blur, trained_low
 from splitrt.train.checkpoint import Keeper
+from splitrt.train.rungs import STEPS, fixed_low, seen
 from tests.conftest import pictures
 
 SHORT = Schedule(features=2, task=2, batch=32)
@@ -89,10 +89,14 @@ def test_a_cut_without_bottleneck_or_with_another_teacher_is_refused(whole):
         distill(fresh(whole), teacher=other, frames=pictures(4), progress=False)
 
 
-def test_the_blur_is_the_quantiser_and_lets_gradients_pass():
-    z = torch.tensor([-100.0, -0.3, 0.0, 0.26, 100.0], requires_grad=True)
-    seen = blur(z)
-    assert seen.min().item() == trained_low() and seen.max().item() == -trained_low()
-    assert ((seen - trained_low()) / STEP).frac().abs().max() == 0
-    seen.sum().backward()
-    assert z.grad.tolist() == [1.0] * 5
+@pytest.mark.parametrize("rung", ["q4", "q2", "q1"])
+def test_what_is_trained_is_the_quantiser_and_lets_gradients_pass(rung):
+    z = torch.linspace(-6, 6, 1000, requires_grad=True)
+    values = seen(z, rung)
+    low = STEPS[rung] * fixed_low(rung)
+    assert values.min().item() == pytest.approx(low) and values.max().item() == pytest.approx(-low)
+    places = (values - low) / STEPS[rung]
+    assert torch.allclose(places, places.round(), atol=1e-5)
+    inner = z.detach().abs() < -low
+    (slope,) = torch.autograd.grad(values.sum(), z)
+    assert (slope[inner] == 1).all()

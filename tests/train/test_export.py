@@ -15,16 +15,17 @@ from splitrt.cloud.tail import Tail
 from splitrt.core.manifest import Manifest, prove
 from splitrt.edge.head import Head, LocalTail
 from splitrt.errors import ModelError
-from splitrt.train import cut, export
+from splitrt.train import Frames, cut, export
 from splitrt.train.export import Device
-from splitrt.train.scales import calibrate
+from splitrt.train.rungs import levels
+from splitrt.train.scales import spanned
 from tests.conftest import ROOT, SHARED, pictures
 
 
 def test_codes_of_the_onnx_head_are_torchs(split, model_dir):
     images = pictures(200, seed=4).images
     manifest = Manifest.load(model_dir)
-    head = Head(model_dir, manifest, threads=1)
+    head = Head(model_dir, manifest, manifest.widths[-1], threads=1)
     with torch.no_grad():
         z = split.project(split.trunk(split.pixels(torch.from_numpy(images))))
     for name, bits in (("q4", 4), ("q8", 8)):
@@ -95,10 +96,9 @@ def test_both_tails_answer_the_same(model_dir):
     np.testing.assert_allclose(here, there, rtol=1e-4, atol=1e-5)
 
 
-def test_scales_of_an_untrained_cut_span_their_channel(whole):
-    split = cut(whole, after="stem", shape=(1, 3, 32, 32))
+def test_scales_of_an_untrained_cut_span_their_channel():
     z = torch.rand(50, 8, 16, 16) * torch.arange(1, 9).view(1, 8, 1, 1)
-    scale = calibrate(split, z, 8)
+    scale = spanned(z, 8)
     assert (
         (scale.values(scale.codes(z)) - z)
         .abs()
@@ -109,9 +109,9 @@ def test_scales_of_an_untrained_cut_span_their_channel(whole):
     )
 
 
-def test_without_frames_only_floats_are_sent(whole, tmp_path):
+def test_without_frames_floats_and_whole_pictures_are_sent(whole, tmp_path):
     manifest = export(cut(whole, after="stem", shape=(1, 3, 32, 32)), tmp_path / "m")
-    assert set(manifest.codecs) == {"f32", "f16"}
+    assert set(manifest.codecs) == {"f32", "f16", "jpeg"}
     assert manifest.default_plan == "f16"
     prove(tmp_path / "m")
 
@@ -121,7 +121,7 @@ def test_a_model_of_tensors_takes_them_as_they_are(tmp_path):
     manifest = export(cut(model.eval(), after="1", shape=(1, 6)), tmp_path / "m")
     assert (manifest.input.kind, manifest.input.shape) == ("tensor", [6])
     x = np.ones(6, np.float32)
-    seen = Head(tmp_path / "m", manifest)(x, ["features"])["features"]
+    seen = Head(tmp_path / "m", manifest, manifest.widths[0])(x, ["features"])["features"]
     logits = LocalTail(tmp_path / "m", manifest)(seen)["logits"]
     np.testing.assert_allclose(logits, model(torch.ones(1, 6))[0].detach(), rtol=1e-5)
 
@@ -129,10 +129,21 @@ def test_a_model_of_tensors_takes_them_as_they_are(tmp_path):
 def test_the_record_is_of_held_out_frames(model_dir):
     manifest = Manifest.load(model_dir)
     plans = {plan.name: plan for plan in manifest.plans}
-    assert plans["f32"].bytes_mean == 4 * manifest.elements
-    assert plans["q4"].bytes_mean <= manifest.elements / 2 + 1
+    assert plans["f32"].bytes_mean == 4 * manifest.widths[-1].elements
+    assert plans["q4"].bytes_mean <= manifest.widths[-1].elements / 2 + 1
     assert plans["q4"].accuracy is not None
-    assert manifest.exit.ece is not None and 0 < manifest.exit.threshold <= 1
+    exit = manifest.exit
+    assert exit.ece is not None
+    assert [step.share for step in exit.steps] == sorted(step.share for step in exit.steps)
+    assert exit.threshold in [None, *(step.threshold for step in exit.steps)]
+
+
+def test_without_labels_the_record_is_agreement_with_the_whole_model(whole, tmp_path):
+    split = cut(whole, after="stem", shape=(1, 3, 32, 32))
+    bare = Frames(pictures(30).images)
+    manifest = export(split, tmp_path / "m", frames=pictures(60), held_out=bare, pareto=False)
+    assert manifest.plan("f32").accuracy == 1.0 == manifest.plan("local").accuracy
+    assert manifest.plan("q8").accuracy >= manifest.plan("jpeg").accuracy
 
 
 def test_an_existing_folder_of_something_else_is_not_touched(split, tmp_path):
@@ -163,16 +174,20 @@ def test_the_shipped_models_codes_on_real_pictures():
     folder = shipped()
     frames = read(SHARED / "cifar10" / "clean_test_1017.npz", height=32, width=32, limit=300)
     manifest = Manifest.load(folder)
-    head = Head(folder, manifest, threads=1)
     tail = Tail(folder, manifest)
-    seen = [head(image, ["features", "q4"]) for image in frames.images]
-    scale = tail.scales["q4"]
-    z = torch.from_numpy(np.stack([one["features"] for one in seen]))
-    values = ((z - scale.low) / scale.step).round().clamp(0, 15).numpy()
-    gap = np.abs(np.stack([one["q4"] for one in seen]).astype(int) - values)
-    assert gap.max() <= 1
-    assert (gap <= 0).mean() >= 0.9999
+    for plan in manifest.plans:
+        if plan.name not in tail.scales:
+            continue
+        head = Head(folder, manifest, manifest.width(plan), threads=1)
+        seen = [head(image, ["features", plan.codec]) for image in frames.images]
+        scale = tail.scales[plan.name]
+        z = torch.from_numpy(np.stack([one["features"] for one in seen]))
+        highest = levels(plan.codec) - 1
+        values = ((z - scale.low) / scale.step).round().clamp(0, highest).numpy()
+        gap = np.abs(np.stack([one[plan.codec] for one in seen]).astype(int) - values)
+        assert gap.max() <= 1
+        assert (gap <= 0).mean() >= 0.9999
 
 
 def test_device_names_its_outputs(split):
-    assert Device(split, {}).names == ("features", "exit")
+    assert Device(split, {}, 0).names == ("features", "exit")

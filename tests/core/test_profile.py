@@ -1,0 +1,122 @@
+"""Device profiles: the shipped ones load, and what is wrong in one is said by its key."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import tomli_w
+import tomllib
+
+from splitrt.core.profile import Profile, head_ms, profiles
+from splitrt.errors import ProfileError
+from tests.conftest import ROOT
+
+FOLDER = ROOT / "device_profiles"
+GOOD = tomllib.loads((FOLDER / "jetson-nano.toml").read_text()) | {
+    key: tomllib.loads((FOLDER / "pi-4.toml").read_text())[key] for key in ("idle_w", "load_w")
+}
+FIGURES = [key for key, value in GOOD.items() if isinstance(value, dict)]
+
+
+def written(tmp_path, table):
+    path = tmp_path / "mine.toml"
+    path.write_text(tomli_w.dumps(table))
+    return path
+
+
+def test_every_shipped_profile_loads_and_each_figure_has_a_source():
+    found = profiles()
+    assert set(found) == {path.stem for path in FOLDER.glob("*.toml")}
+    assert {"pi-zero-2w", "pi-3b-plus", "pi-4", "pi-5", "jetson-nano", "laptop"} <= set(found)
+    times = [profile.mobilenet_v2_ms.value for profile in found.values()]
+    assert times == sorted(times, reverse=True)
+    for name, profile in found.items():
+        assert Profile.load(name) == Profile.load(FOLDER / f"{name}.toml") == profile
+        assert not profile.mobilenet_v2_ms.estimated or name == "laptop"
+
+
+def test_the_profiles_are_part_of_a_wheel():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    included = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert included["device_profiles"] == "splitrt/device_profiles"
+
+
+def test_a_head_is_estimated_between_thin_and_wide_layers():
+    profile = Profile.load("pi-4")
+    slow, fast = profile.macs_per_ms
+    assert slow == pytest.approx(300_800_000 / 61.9) and fast == pytest.approx(4.089e9 / 262.8)
+    found = head_ms(profile, 300_800_000)
+    assert found.estimated and found.high_ms == pytest.approx(61.9)
+    assert 0 < found.low_ms < found.high_ms and str(found) == "19–62"
+    assert head_ms(profile, 0).high_ms == 0
+    with pytest.raises(ProfileError, match="help:"):
+        head_ms(profile, -1)
+
+
+def test_a_profile_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        Profile.load("pi-4").cores = 8
+
+
+@pytest.mark.parametrize("wrong", [-1, 0, True, [], "4", float("nan"), float("inf"), 1e9])
+@pytest.mark.parametrize("key", FIGURES)
+def test_every_number_that_is_wrong_is_named(tmp_path, key, wrong):
+    name = "values" if "values" in GOOD[key] else "value"
+    told(written(tmp_path, GOOD | {key: GOOD[key] | {name: wrong}}), f"{key}.{name}")
+    told(written(tmp_path, GOOD | {"cores": wrong}), "cores")
+
+
+@pytest.mark.parametrize("key", ["name", "cpu", "python", "runtime"])
+@pytest.mark.parametrize("wrong", ["", 3, "x" * 401, True])
+def test_every_word_that_is_wrong_is_named(tmp_path, key, wrong):
+    told(written(tmp_path, GOOD | {key: wrong}), key)
+
+
+@pytest.mark.parametrize("key", FIGURES)
+def test_a_figure_without_source_or_flag_is_refused(tmp_path, key):
+    for part, wrong in (("source", ""), ("source", 1), ("estimated", 1), ("estimated", "no")):
+        told(written(tmp_path, GOOD | {key: GOOD[key] | {part: wrong}}), f"{key}.{part}")
+    for part in ("source", "estimated"):
+        left = {name: value for name, value in GOOD[key].items() if name != part}
+        told(written(tmp_path, GOOD | {key: left}), f"{key}.{part} is missing")
+    told(written(tmp_path, GOOD | {key: 3.0}), key)
+
+
+OPTIONAL = {
+    "gpu_mobilenet_v2_ms", "gpu_resnet50_ms", "copy_gb_per_s", "idle_w", "load_w", "power_modes_w",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", sorted(GOOD))
+def test_a_missing_key_is_named_unless_no_source_may_state_it(tmp_path, key):
+    path = written(tmp_path, {name: value for name, value in GOOD.items() if name != key})
+    if key in OPTIONAL:
+        assert getattr(Profile.load(path), key) is None
+    else:
+        told(path, f"{key} is missing")
+
+
+def test_an_unknown_key_names_the_nearest(tmp_path):
+    told(written(tmp_path, GOOD | {"core": 4}), "did you mean 'cores'")
+    table = GOOD | {"load_w": GOOD["load_w"] | {"sources": "x"}}
+    told(written(tmp_path, table), "did you mean 'source'")
+
+
+def test_what_is_no_profile_is_refused(tmp_path):
+    told("pi-44", "did you mean 'pi-4'")
+    told("toaster", "shipped are")
+    told(tmp_path / "none.toml", "no profile at")
+    told(str(tmp_path), "no profile at")
+    (tmp_path / "a.toml").write_bytes(b"\xff\xfe")
+    told(tmp_path / "a.toml", "not TOML")
+    (tmp_path / "a.toml").write_text("name =")
+    told(tmp_path / "a.toml", "not TOML")
+    (tmp_path / "a.toml").write_text("#" * 70_000)
+    told(tmp_path / "a.toml", "larger than 64 KiB")
+
+
+def told(source, words):
+    with pytest.raises(ProfileError, match=re.escape(words)) as caught:
+        Profile.load(source)
+    assert "\nhelp: " in str(caught.value)
