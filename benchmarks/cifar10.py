@@ -45,7 +45,7 @@ def main() -> None:
     """Score both test sets and the exit; print a line each and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--to", type=Path, default=Path("build/cifar10-score.json"))
+    parser.add_argument("--json", type=Path, default=Path("build/cifar10-score.json"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--limit", type=int)
     options = parser.parse_args()
@@ -60,9 +60,9 @@ def main() -> None:
             odd = frames[np.arange(1, len(frames), 2)]  # the even half calibrated the exits
             found["exits, odd half of jpeg_test"] = exits_alone(odd, options.threads)
             found["filter, odd half of jpeg_test"] = filter_alone(odd, options.threads)
-            draw(table, options.to.with_suffix(".png"))
-    options.to.parent.mkdir(parents=True, exist_ok=True)
-    options.to.write_text(json.dumps(found, indent=1))
+            draw(table, options.json.with_suffix(".png"))
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(found, indent=1))
     for name in ("exits, odd half of jpeg_test", "filter, odd half of jpeg_test"):
         print(name, json.dumps(found[name]))
 

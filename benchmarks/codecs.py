@@ -167,7 +167,7 @@ def tune(
     for epoch in range(epochs):
         for chosen in steps(len(labels), random, batch):
             x = varied(_either(sources, chosen, random), random)
-            x = cifar10.holed(x, random).contiguous(memory_format=torch.channels_last)
+            x = cifar10.holed(x, cifar10.HOLE, random).contiguous(memory_format=torch.channels_last)
             with fast(x.device):
                 logits = model(x)
             loss = functional.cross_entropy(logits.float(), wanted[chosen], label_smoothing=0.1)
@@ -281,8 +281,8 @@ def main() -> None:
                                   seed=options.seed)  # fmt: skip
                 file.write_text(json.dumps(row))
             rows.append(json.loads(file.read_text()))
-    options.to.parent.mkdir(parents=True, exist_ok=True)
-    options.to.write_text(json.dumps({**told, "rows": rows}, indent=1))
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps({**told, "rows": rows}, indent=1))
     print(*_table(rows), sep="\n")
 
 
@@ -303,7 +303,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the .npz files")
     parser.add_argument("--work", type=Path, default=Path("build/cifar10"))
-    parser.add_argument("--to", type=Path, default=Path("build/cifar10-codecs.json"))
+    parser.add_argument("--json", type=Path, default=Path("build/cifar10-codecs.json"))
     parser.add_argument("--epochs", type=int, default=4, help="of each fine-tuning")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--processes", type=int, default=2, help="that compress pictures")

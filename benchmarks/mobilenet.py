@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import json
 import os
 import zipfile
 from pathlib import Path
@@ -128,6 +129,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12, help="of each stage")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--json", type=Path, help="write the score there, too")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     frames = pictures(options.data, limit=options.limit)
@@ -151,7 +153,10 @@ def distilled(options: argparse.Namespace, frames: Frames) -> None:
     kept = options.to.parent / f"{options.to.name}-distill"
     distill(split, teacher=model, frames=train, schedule=schedule, checkpoint=kept)
     export(split, options.to, frames=train, held_out=held_out)
-    print(score(options.to, held_out, threads=options.threads))
+    found = score(options.to, held_out, threads=options.threads)
+    print(found)
+    if options.json is not None:
+        options.json.write_text(json.dumps(found.as_dict(), indent=1))
 
 
 def _conv(

@@ -41,7 +41,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("build/cifar10"))
     parser.add_argument("--limit", type=int, default=2000)
+    parser.add_argument("--json", type=Path, help="write the lines there, too")
     options = parser.parse_args()
+    found = []
     torch.set_num_threads(1)
     frames = read(options.data / "jpeg_test.npz", height=32, width=32, limit=options.limit)
     split = trained(options.work)
@@ -54,7 +56,10 @@ def main() -> None:
             bits = rate(z)[1].item()
             wire = records.get(f"w{codes}-{rung}")
             line = {"plan": f"w{codes}-{rung}", "trained": round(bits / 8, 1), "wire": wire}
+            found.append(line)
             print(json.dumps(line), flush=True)
+    if options.json is not None:
+        options.json.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--wrong", type=float, default=0.01, help="of the re-used answers")
     parser.add_argument("--interval", type=int, default=30)
     parser.add_argument("--limit", type=int, help="only so many frames")
+    parser.add_argument("--json", type=Path, help="write the lines there, too")
     options = parser.parse_args()
     shown = images(options)
     with Server(MODEL, port=0, threads=1) as server:
@@ -76,13 +77,17 @@ def main() -> None:
         half = len(shown) // 2
         rule = similar(shown[:half], truth[:half], interval=options.interval, wrong=options.wrong)
         changes = float((truth[1:] != truth[:-1]).mean())
-        print(json.dumps({"frames": len(shown), "truth_changes_share": changes}))
-        print(json.dumps({"chosen_on_first_half": rule.model_dump()}))
-        held_out = judged(server.address, shown, truth, half, rule)
-        print(json.dumps({"second_half": held_out}), flush=True)
+        found = [
+            {"frames": len(shown), "truth_changes_share": changes},
+            {"chosen_on_first_half": rule.model_dump()},
+            {"second_half": judged(server.address, shown, truth, half, rule)},
+        ]
         for threshold in (0.5, 1, 2, 4, 8, 16, 32):
             fixed = Similar(threshold=threshold, interval=options.interval)
-            print(json.dumps(judged(server.address, shown, truth, half, fixed)), flush=True)
+            found.append(judged(server.address, shown, truth, half, fixed))
+    print(*map(json.dumps, found), sep="\n")
+    if options.json is not None:
+        options.json.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -75,10 +75,15 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=0.0, help="grey levels added to each pixel")
     parser.add_argument("--limit", type=int, help="only so many frames")
     parser.add_argument("--plan", nargs="+", default=["w16-q4", "w32-r125", "w32-r58"])
+    parser.add_argument("--json", type=Path, help="write the lines there, too")
     options = parser.parse_args()
+    found = []
     with Server(MODEL, port=0, threads=1) as server:
         for view, plan in itertools.product(("whole", "crop"), options.plan):
-            print(json.dumps(run(server.address, options, view, plan)), flush=True)
+            found.append(run(server.address, options, view, plan))
+            print(json.dumps(found[-1]), flush=True)
+    if options.json is not None:
+        options.json.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

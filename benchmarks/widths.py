@@ -54,11 +54,12 @@ def tax(joint: Path, alone: list[Path], data: Path, limit: int | None) -> list[d
 
 def memory(folder: Path) -> int:
     """Peak resident KiB of a process that opens the folder and answers one picture."""
-    code = (
-        "import resource, sys, numpy as np; from splitrt import Edge\n"
+    code = (  # not getrusage: after a fork its peak is the parent's, if that was higher
+        "import sys, numpy as np; from splitrt import Edge\n"
         "with Edge(sys.argv[1], threads=1) as edge:\n"
         "    edge(np.zeros((32, 32, 3), np.uint8))\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "lines = open('/proc/self/status').read().splitlines()\n"
+        "print(next(line.split()[1] for line in lines if line.startswith('VmHWM')))"
     )
     command = [sys.executable, "-c", code, str(folder)]
     runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(5)]
@@ -87,7 +88,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--joint", type=Path, required=True)
     parser.add_argument("--alone", type=Path, nargs="*", default=[])
-    parser.add_argument("--to", type=Path, default=Path("build/widths.json"))
+    parser.add_argument("--json", type=Path, default=Path("build/widths.json"))
     parser.add_argument("--limit", type=int)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -97,8 +98,8 @@ def main() -> None:
     }
     print(json.dumps(found, indent=1), flush=True)
     found["tax"] = tax(options.joint, options.alone, options.data, options.limit)
-    options.to.parent.mkdir(parents=True, exist_ok=True)
-    options.to.write_text(json.dumps(found, indent=1))
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

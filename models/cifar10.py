@@ -2,8 +2,8 @@
 
     python models/cifar10.py --data DIR      # DIR: jpeg_train.npz, jpeg_test.npz, clean_*.npz
 
-Seeded; every stage is kept under --work and an interrupted run goes on from there. On four cores
-with bfloat16 instructions the whole network takes half an hour and the distillation as long.
+Seeded; every stage is kept under --work and an interrupted run goes on from there. On four idle
+cores with bfloat16 the whole network takes half an hour and the distillation an hour.
 """
 
 from __future__ import annotations

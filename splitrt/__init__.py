@@ -7,6 +7,8 @@ from splitrt.core.manifest import Similar
 from splitrt.core.result import Result, Timings
 from splitrt.edge.capture import Camera, Frame, Pictures
 from splitrt.edge.edge import Edge
+from splitrt.edge.pilot import Caps
+from splitrt.edge.trust import Trust
 from splitrt.errors import (
     DeadlineMissed,
     LinkDown,
@@ -21,6 +23,7 @@ from splitrt.errors import (
 
 __all__ = [
     "Camera",
+    "Caps",
     "DeadlineMissed",
     "Edge",
     "Frame",
@@ -36,4 +39,5 @@ __all__ = [
     "Similar",
     "SplitrtError",
     "Timings",
+    "Trust",
 ]

@@ -1,23 +1,21 @@
-"""The verbs: demo, cuts, split, score, serve, edge, check."""
+"""The verbs: demo, cuts, split, score, serve, edge, relay, profile, plan, check."""
 
 from __future__ import annotations
 
-import json
+import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from splitrt import shown
 from splitrt.errors import SplitrtError
 
 if TYPE_CHECKING:
     from splitrt.core.manifest import Similar
-    from splitrt.core.result import Result
-    from splitrt.train.score import Score
 
 app = typer.Typer(
     name="splitrt",
@@ -28,7 +26,7 @@ app = typer.Typer(
 )
 
 NEEDS = {
-    "torch": "cloud", "safetensors": "cloud",
+    "torch": "cloud", "safetensors": "cloud", "grpc_health": "cloud",
     "matplotlib": "train", "onnx": "train", "tomli_w": "train",
 }  # fmt: skip
 
@@ -69,27 +67,11 @@ def demo(
     """Start a server and a device on this machine, send pictures, show what each plan does."""
     from splitrt.demo import run
 
-    report = run(source, quiet=as_json)
+    found = run(source, quiet=as_json)
     if as_json:
-        _print_json(report.as_dict())
+        shown.as_json(found.as_dict())
         return
-    table = _table(
-        f"{report.pictures} pictures, {report.model}: a device and a server on this machine",
-        ["plan", "answered by", "right on tests", "agrees here", "bytes", "p50 ms", "p99 ms", ""],
-    )
-    for plan in report.plans:
-        table.add_row(
-            plan.name,
-            plan.where,
-            "-" if plan.accuracy is None else f"{plan.accuracy:.1%}",
-            f"{plan.agreement:.0%}",
-            f"{plan.bytes_mean:,.0f}",
-            f"{plan.p50_ms:.1f}",
-            f"{plan.p99_ms:.1f}",
-            plan.meaning,
-        )
-    _show(table)
-    _console().print(report.summary)
+    shown.report(found)
 
 
 @app.command()
@@ -110,21 +92,9 @@ def cuts(
     found = trace(load(whole), takes.example(), takes.free).cuts
     if as_json:
         keys = ("name", "shape", "bytes", "head_macs", "head_params")
-        _print_json({"cuts": [{key: getattr(place, key) for key in keys} for place in found]})
+        shown.as_json({"cuts": [{key: getattr(place, key) for key in keys} for place in found]})
         return
-    table = _table(
-        f"{len(found)} legal cuts of {whole}",
-        ["after", "what crosses", "bytes", "head MMAC", "head parameters"],
-    )
-    for place in found:
-        table.add_row(
-            place.name,
-            "×".join(map(str, place.shape)),
-            f"{place.bytes:,}",
-            f"{place.head_macs / 1e6:,.1f}",
-            f"{place.head_params:,}",
-        )
-    _show(table)
+    shown.cuts(str(whole), found)
 
 
 @app.command()
@@ -198,9 +168,9 @@ def score(
     if plot is not None:
         draw(found, plot)
     if as_json:
-        _print_json(found.as_dict())
+        shown.as_json(found.as_dict())
     else:
-        _show_score(found)
+        shown.score(found)
 
 
 @app.command()
@@ -211,16 +181,45 @@ def serve(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     tail: Tails = None,
     threads: Annotated[int | None, typer.Option(help="Of torch.")] = None,
+    frames_per_second: Annotated[float | None, typer.Option(help="Of each device.")] = None,
+    bytes_per_second: Annotated[float | None, typer.Option(help="Of each device.")] = None,
+    grace: Annotated[float, typer.Option(help="Seconds for what is in flight at the end.")] = 5.0,
+    watch: Annotated[bool, typer.Option(help="Take up changed files (so does SIGHUP).")] = False,
+    tls_cert: Annotated[Path | None, typer.Option(help="The server's certificate, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
+    client_ca: Annotated[
+        Path | None, typer.Option(help="Devices must show a certificate of this CA.")
+    ] = None,
+    tokens: Annotated[
+        Path | None, typer.Option(help="Devices must bring a token of this file of name:token.")
+    ] = None,
+    insecure_tokens: Annotated[
+        bool, typer.Option("--insecure-tokens", help="Tokens without TLS, inside a tunnel.")
+    ] = False,
 ) -> None:
-    """Run the server's half until it is interrupted."""
-    from splitrt.cloud import Server
+    """Run the server's half until it is interrupted; then answer what is in flight and end."""
+    import logging
 
+    from splitrt.cloud import Guard, Quota, Server
+
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     with Server(
-        folder, port=port, host=host, tails=tail or (), device=device, threads=threads
+        folder,
+        port=port,
+        host=host,
+        tails=tail or (),
+        device=device,
+        threads=threads,
+        guard=Guard(tls_cert, tls_key, client_ca, tokens, insecure_tokens),
+        quota=Quota(frames_per_second, bytes_per_second),
+        grace=grace,
     ) as server:
-        print(f"tail of {folder} at {server.address}", flush=True)
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, lambda *_: server.stop())
+        signal.signal(signal.SIGHUP, lambda *_: server.reload_soon())
+        if watch:
+            server.watch()
+        print(f"tail of {folder} at {server.address}", flush=True)
         server.wait()
 
 
@@ -228,11 +227,18 @@ def serve(
 def edge(
     folder: Folder,
     source: Annotated[str, typer.Option(help="A folder, a picture, a video, a camera.")],
-    cloud: Annotated[str | None, typer.Option(help="The server's host:port.")] = None,
+    cloud: Annotated[
+        str | None, typer.Option(help="The server's host:port; several with commas.")
+    ] = None,
     deadline: Annotated[float | None, typer.Option(help="Seconds a frame may take.")] = None,
     plan: Annotated[
         list[str] | None,
-        typer.Option(help="Pin a plan (auto: the gate decides); several go in turn."),
+        typer.Option(
+            help="Pin a plan; several go in turn. auto: the controller, without --deadline a gate."
+        ),
+    ] = None,
+    bytes_per_second: Annotated[
+        float | None, typer.Option(help="With --deadline: send no more than this on average.")
     ] = None,
     repeat: Annotated[int, typer.Option(help="Show a folder's pictures so many times.")] = 1,
     inflight: Annotated[int, typer.Option(help="Frames between capture and result.")] = 4,
@@ -247,13 +253,27 @@ def edge(
         typer.Option(help="Re-use an answer up to this change, in grey levels; or `model`."),
     ] = None,
     interval: Annotated[int, typer.Option(help="With --similar: ask one frame in so many.")] = 30,
+    tls_ca: Annotated[
+        Path | None, typer.Option(help="Encrypt; who vouches for the server, PEM.")
+    ] = None,
+    cert: Annotated[Path | None, typer.Option(help="This device's certificate, PEM.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="This device's token; or set SPLITRT_TOKEN.")
+    ] = None,
+    insecure_tokens: Annotated[
+        bool, typer.Option("--insecure-tokens", help="A token without TLS, inside a tunnel.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(help="Of ONNX Runtime.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Run the device's half over pictures or a camera; a line for every frame."""
     from splitrt.edge.capture import open_source
     from splitrt.edge.edge import Edge
+    from splitrt.edge.pilot import Caps
+    from splitrt.edge.trust import Trust
 
+    trust = Trust(tls_ca, cert, key, _token(token_file), insecure_tokens)
     for name in plan or ["auto"]:
         pin = None if name == "auto" else name
         with Edge(
@@ -265,13 +285,100 @@ def edge(
             tails=tail or (),
             temporal=keyframe if temporal else False,
             similar=_similar(similar, interval),
+            caps=Caps(bytes=bytes_per_second),
+            trust=trust,
             threads=threads,
         ) as device:
             for _ in range(repeat):
                 for frame, result in device.stream(open_source(source), inflight=inflight):
-                    answer = _answer(result, device.manifest.labels)
-                    line = _json_line if as_json else _line
+                    answer = shown.answer(result, device.manifest.labels)
+                    line = shown.json_line if as_json else shown.line
                     print(line(frame.name, name, answer, result), flush=True)
+
+
+@app.command()
+def relay(
+    to: Annotated[str, typer.Option(help="The server's host:port.", metavar="HOST:PORT")],
+    link: Annotated[str, typer.Option(help="lte-fair, umts, wifi, ... or a rate: 4mbps.")] = "wifi",
+    trace: Annotated[
+        Path | None, typer.Option(help="A recorded uplink instead: seconds and Mbit/s a line.")
+    ] = None,
+    rtt: Annotated[float | None, typer.Option(help="Round trip in ms; else the link's.")] = None,
+    jitter: Annotated[float, typer.Option(help="Milliseconds on top of it, 0 to so many.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the link's rates.")] = 0,
+    port: int = 50600,
+    verbose: Annotated[bool, typer.Option(help="A line a second.")] = False,
+) -> None:
+    """Put a bad link between device and server: `edge --cloud` takes its address."""
+    from splitrt.core import links
+    from splitrt.relay import Relay, narrate
+
+    kind = None if trace else links.link(link)
+    shape = links.read(trace) if kind is None else links.generate(kind, links.LAP, seed)
+    seconds = shape.rtt if rtt is None else rtt / 1000
+    over = threading.Event()
+    with Relay(to, trace=shape, rtt=seconds, jitter=jitter / 1000, port=port) as running:
+        for name in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(name, lambda *_: over.set())
+        there = f"{shape.name} to {to} at {running.address}"
+        print(f"{there}, round trip {1000 * seconds:.0f} ms", flush=True)
+        if verbose:
+            narrate(running, over)
+        while not over.wait(1.0):
+            pass
+
+
+@app.command()
+def profile(
+    folder: Folder,
+    to: Annotated[Path | None, typer.Option(help="Write the profile to this .toml file.")] = None,
+    threads: Annotated[str, typer.Option(help="Numbers to try, such as 1,2,4.")] = "",
+    rounds: Annotated[int, typer.Option(help="Of each part, after warm-up.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """Measure this device with a model: ms of heads, exits, tail and codecs, memory, watts."""
+    from splitrt.edge.measure import measure
+
+    found = measure(folder, threads=_shape(threads, "--threads") if threads else (), rounds=rounds)
+    if to is not None:
+        found.save(to)
+    if as_json:
+        shown.as_json(found.model_dump(mode="json", exclude_none=True))
+    else:
+        shown.profile(found)
+        if to is not None:
+            print(f"{to}: {len(found.measured)} timings; `splitrt plan {folder} --device {to}`")
+
+
+@app.command()
+def plan(
+    folder: Folder,
+    device: Annotated[str, typer.Option(help="A shipped profile, such as pi-4, or a .toml file.")],
+    link: Annotated[
+        str, typer.Option(help="A kind of link (lte-fair), a rate (4mbps), a trace (a .csv file).")
+    ],
+    deadline: Annotated[float | None, typer.Option(help="Seconds a frame may take.")] = None,
+    server_ms: Annotated[float, typer.Option(help="From a message's arrival to its answer.")] = 5,
+    seed: Annotated[int, typer.Option(help="Of a generated link.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """What every plan would cost on a device and a link, and which would be best there."""
+    from splitrt.core import links
+    from splitrt.core.forecast import outlook
+    from splitrt.core.manifest import Manifest
+    from splitrt.core.profile import Profile
+
+    found = outlook(
+        Manifest.load(folder),
+        Profile.load(device),
+        links.find(link, seed=seed),
+        deadline=deadline,
+        server=server_ms / 1000,
+    )
+    if as_json:
+        shown.as_json(found.as_dict())
+    else:
+        shown.outlook(found, f"{folder} on {device} over {link}")
 
 
 @app.command()
@@ -297,14 +404,13 @@ def main() -> None:
         )
 
 
-def _answer(result: Result, labels: list[str] | None) -> str:
-    if not result.outputs:
-        return "-"
-    first = next(iter(result.outputs.values()))
-    if first.ndim != 1:
-        return "×".join(map(str, first.shape))
-    best = int(first.argmax())
-    return labels[best] if labels else str(best)
+def _token(path: Path | None) -> str | None:
+    """The token of a file or of the environment; never of the arguments, which all can read."""
+    from splitrt.core.tls import small
+
+    if path is None:
+        return os.environ.get("SPLITRT_TOKEN") or None
+    return small(path).decode("utf-8", "replace").strip()
 
 
 def _similar(text: str | None, interval: int) -> Similar | bool:
@@ -322,104 +428,13 @@ def _similar(text: str | None, interval: int) -> Similar | bool:
         ) from None
 
 
-def _line(name: str, _: str, answer: str, result: Result) -> str:
-    total, size = result.timings.total, result.sent_bytes
-    why = f"  ({result.reason})" if result.reason else ""
-    where = result.where or "none"
-    return f"{name:24} {answer:12} {where:6} {result.plan:7} {size:7,} B {total:8.1f} ms{why}"
-
-
-def _json_line(name: str, plan: str, answer: str, result: Result) -> str:
-    line: dict[str, Any] = {
-        "frame": name,
-        "plan": plan,
-        "went": result.plan,
-        "answer": answer,
-        "where": result.where,
-        "reason": result.reason,
-        "confidence": result.confidence,
-        "sent_bytes": result.sent_bytes,
-        "ms": round(result.timings.total, 3),
-    }
-    return json.dumps(line)
-
-
-def _show_score(found: Score) -> None:
-    kind = "accuracy" if found.labelled else "agreement"
-    table = _table(
-        f"{found.model} on {found.frames:,} pictures",
-        ["plan", "answered by", kind, "bytes mean", "p95", "head ms", "total ms", ""],
-    )
-    table.add_row("whole", "-", f"{found.whole:.2%}", "-", "-", "-", f"{found.whole_ms:.1f}")
-    for plan in found.plans:
-        local = f" ({plan.share_edge:.0%} edge)" if plan.where == "cloud+edge" else ""
-        table.add_row(
-            plan.name,
-            plan.where + local,
-            f"{plan.accuracy:.2%}",
-            f"{plan.bytes_mean:,.0f}",
-            f"{plan.bytes_p95:,.0f}",
-            f"{plan.head_ms:.1f}",
-            f"{plan.total_ms:.1f}",
-            "dominated" if plan.dominated else "",
-            style="dim" if plan.dominated else None,
-        )
-    _show(table)
-    _show_exit_curve(found, kind)
-    _show_heads(found)
-    if not found.baselines:
-        return
-    beside = _table(
-        "beside it: whole pictures sent as files",
-        ["codec", "quality", kind, "bytes mean", "without headers"],
-    )
-    for line in found.baselines:
-        scan = "-" if line.scan_bytes_mean is None else f"{line.scan_bytes_mean:,.0f}"
-        beside.add_row(
-            line.codec, str(line.quality), f"{line.accuracy:.2%}", f"{line.bytes_mean:,.0f}", scan
-        )
-    _show(beside)
-
-
-def _show_exit_curve(found: Score, kind: str) -> None:
-    if found.exit_curve is None:
-        return
-    table = _table(
-        f"the surest frames by the exit, the rest by {found.exit_curve.plan}",
-        ["answered here", "confidence from", kind, "bytes mean", ""],
-    )
-    for mix in found.mixes:
-        table.add_row(
-            f"{mix.share:.0%}",
-            "-" if mix.threshold is None else f"{mix.threshold:.2f}",
-            f"{mix.accuracy:.2%}",
-            f"{mix.bytes_mean:,.0f}",
-            "still within 1 point of the whole" if mix == found.exit_curve.within else "",
-        )
-    _show(table)
-    if found.exit_curve.within is None:
-        _console().print(f"{found.exit_curve.lost}\n")
-
-
-def _show_heads(found: Score) -> None:
-    if not found.heads:
-        return
-    names = [f"{head.macs / 1e6:,.1f} MMAC" for head in found.heads]
-    table = _table("ms of the head, estimated", ["device", *names])
-    for device in found.heads[0].devices:
-        table.add_row(device, *(str(head.devices[device]) for head in found.heads))
-    _show(table)
-    for line in found.warnings:
-        _console().print(f"warning: {line}\n")
-
-
 def _shape(text: str, option: str = "--shape") -> tuple[int, ...]:
     try:
         shape = tuple(int(part) for part in text.replace("x", ",").split(","))
     except ValueError:
         shape = ()
     if not shape or min(shape) < 1:
-        wanted = "1,3,224,224" if option == "--shape" else "64,64"
+        wanted = {"--shape": "1,3,224,224", "--threads": "1,2,4"}.get(option, "64,64")
         raise typer.BadParameter(f"{text!r} is no shape; write {wanted}", param_hint=option)
     return shape
 
@@ -450,29 +465,6 @@ def _takes(
 def _crossing(manifest: Any) -> str:
     words = "×".join(map(str, manifest.cut.shape)) + " numbers"
     return words if manifest.sizes is None else f"{words} at most"
-
-
-def _table(title: str, columns: list[str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for place, column in enumerate(columns):
-        words = place == 0 or column in ("answered by", "what crosses", "", "codec")
-        table.add_column(column, justify="left" if words else "right", no_wrap=column != "")
-    return table
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=120)
-
-
-def _show(table: Table) -> None:
-    console = _console()
-    console.print(table)
-    console.print()
-
-
-def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from splitrt.core.manifest import Manifest
 from splitrt.demo import shipped
 from tests.conftest import ROOT, pictures
 
+SHIPPED = ROOT / "models" / "cifar10-resnet"
 NET = """
 import torch
 from torch import nn
@@ -133,6 +134,15 @@ def test_split_with_a_bottleneck_trains_one(here):
         (("check", "nowhere"), "no model.toml"),
         (("score", "m", "--frames", "pictures", "--plot", "a.jpg"), ".png or .svg"),
         (("edge", "nowhere", "--source", "x"), "no model.toml"),
+        (("profile", "nowhere"), "no model.toml"),
+        (("plan", "nowhere", "--device", "pi-4", "--link", "wifi"), "no model.toml"),
+        (("plan", SHIPPED, "--device", "pi-44", "--link", "wifi"), "did you mean 'pi-4'"),
+        (("plan", SHIPPED, "--device", "pi-4", "--link", "wify"), "did you mean 'wifi'"),
+        (
+            ("plan", SHIPPED, "--device", "pi-4", "--link", "pictures/000.png"),
+            "did you mean '00.png'",
+        ),
+        (("profile", SHIPPED, "--threads", "4096"), "4096 threads on"),
     ],
 )
 def test_what_is_wrong_is_said_without_a_traceback(here, words, told):
@@ -155,6 +165,42 @@ def test_score_prints_the_exit_curve_and_the_devices_and_draws(here, model_dir):
     assert done.returncode == 0, done.stderr
     assert "answered here" in done.stdout and "pi-zero-2w" in done.stdout
     assert (here / "a.svg").stat().st_size > 10_000
+
+
+KEYS = ["name", "where", "expected_ms", "bytes", "joules", "accuracy", "hit"]
+
+
+def test_profile_measures_this_device_and_plan_forecasts_with_it(here, model_dir):
+    done = splitrt(
+        "profile", model_dir, "--to", "here.toml", "--threads", "1", "--rounds", "3", cwd=here
+    )
+    assert done.returncode == 0, done.stderr
+    assert "p95 ms" in done.stdout and "here.toml: " in done.stdout
+    link = ("--link", "4mbps", "--deadline", "5")
+    told = splitrt("plan", model_dir, "--device", "here.toml", *link, "--json", cwd=here)
+    assert told.returncode == 0, told.stderr
+    found = json.loads(told.stdout)
+    manifest = Manifest.load(model_dir)
+    assert [plan["name"] for plan in found["plans"]] == [plan.name for plan in manifest.plans]
+    assert all(list(plan) == KEYS and plan["hit"] == 1 for plan in found["plans"])
+    assert found["best"] in {plan.name for plan in manifest.plans}
+    assert not any("MACs" in line for line in found["estimated"])
+
+
+def test_profile_prints_json(here, model_dir):
+    done = splitrt("profile", model_dir, "--threads", "1", "--rounds", "2", "--json", cwd=here)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["cores"] == os.cpu_count()
+    assert {"head", "exit", "tail", "codec"} == {row["part"] for row in found["measured"]}
+
+
+def test_plan_marks_estimates_and_names_their_sources(here, model_dir):
+    (here / "drive.csv").write_text("0,4\n9,0\n10,4\n")
+    done = splitrt("plan", model_dir, "--device", "pi4", "--link", "drive.csv", cwd=here)
+    assert done.returncode == 0, done.stderr
+    assert " est. " in done.stdout and "ncnn" in done.stdout and "Huang" in done.stdout
+    assert "best: " in done.stdout and "10% of the time none" in done.stdout
 
 
 def test_an_unknown_option_names_the_nearest(here):

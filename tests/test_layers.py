@@ -22,12 +22,14 @@ OURS = {
 OTHERS = {
     "core": {"PIL", "numpy", "zstandard", "pydantic", "safetensors", "tomli"},
     "edge": {"numpy", "onnxruntime", "grpc", "PIL", "cv2"},
-    "cloud": {"numpy", "torch", "grpc", "google"},
+    "cloud": {"numpy", "torch", "grpc", "grpc_health", "google"},
     "train": {
         "numpy", "torch", "onnx", "PIL", "matplotlib", "rich", "safetensors", "tomli_w",
         "zstandard",
     },
 }  # fmt: skip
+# The wire is public too: protos/ says what any client may send.
+PUBLIC = ("splitrt", "splitrt.train", "splitrt.cloud", "splitrt.relay", "splitrt.wire")
 # Two files run more than their layer: the score measures both halves over the real wire.
 ALSO = {"train/score.py": {"edge", "cloud"}}
 
@@ -56,12 +58,23 @@ def test_a_layer_imports_what_it_may(layer):
                 assert first in OTHERS[layer], f"{path.name} imports {name}"
 
 
+def test_the_relay_runs_on_a_device_and_knows_neither_half():
+    for name in imports(ROOT / "splitrt" / "relay.py"):
+        first = name.split(".")[0]
+        ours = first == "splitrt" and name.split(".")[1] in ("core", "errors")
+        assert ours or first == "numpy" or first in sys.stdlib_module_names, name
+
+
 def test_benchmarks_and_recipes_use_public_names_only():
+    """But for the replays: they drive the controller's pure functions, with no device around."""
     for folder in ("benchmarks", "models", "demos"):
         for path in (ROOT / folder).glob("**/*.py"):
             for name in imports(path):
                 if name.startswith("splitrt"):
-                    assert name in ("splitrt", "splitrt.train", "splitrt.cloud"), path
+                    public = name in PUBLIC or name.startswith("splitrt.wire.")
+                    replays = path.parent.name in ("link", "endtoend")
+                    pure = replays and name.startswith("splitrt.core")
+                    assert public or pure, path
 
 
 def test_importing_splitrt_imports_no_torch_and_no_cv2():

@@ -89,7 +89,9 @@ def test_the_verbs_of_the_readme_exist():
     there = {command.callback.__name__ for command in app.registered_commands}
     told = set(re.findall(r"^splitrt (\w+)|/splitrt (\w+)", TEXT, re.MULTILINE))
     assert {one or other for one, other in told} <= there
-    assert there == {"demo", "cuts", "split", "score", "serve", "edge", "check"}
+    assert there == {
+        "demo", "cuts", "split", "score", "serve", "edge", "relay", "profile", "plan", "check",
+    }  # fmt: skip
 
 
 def test_the_numbers_of_the_readme_are_the_shipped_models():

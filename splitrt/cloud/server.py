@@ -1,36 +1,33 @@
-"""The tail server: a gRPC front that only parses, checks and queues."""
+"""The tail server's life: it starts, serves, takes up a changed model, drains and ends."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 
-from splitrt.cloud.batch import Batcher, Job
-from splitrt.cloud.kept import Kept, Shelf
+from splitrt.cloud.admit import Quota
+from splitrt.cloud.batch import Batcher
+from splitrt.cloud.front import IDLE, Front
+from splitrt.cloud.health import Health
+from splitrt.cloud.identity import Guard, Tokens
+from splitrt.cloud.reload import renewed, watch
+from splitrt.cloud.stream import HANDSHAKE
 from splitrt.cloud.tail import Tail
-from splitrt.core import packet
 from splitrt.core.manifest import Manifest
-from splitrt.errors import LinkError, ModelMismatch, PacketError
-from splitrt.wire import tail_pb2 as wire
+from splitrt.errors import LinkError, SplitrtError
 
 logger = logging.getLogger(__name__)
 
-HANDSHAKE = 5.0  # seconds for the first message
-IDLE = 300.0  # seconds without a frame
-UNREAD = 100  # times max_inflight: answers a device may leave unread
-RETRY_MS = 10  # after which a device that sent too much may try again
 GRACE = 5.0  # seconds for what is in flight when the server closes
-SERVICE = "splitrt.wire.Tail"
+LAST = 0.5  # seconds for the last statuses to leave
 
 
 class Server:
@@ -40,7 +37,8 @@ class Server:
             server.wait()
 
     Port 0 takes a free one; `address` says which. LinkError if the port is taken. tails: folders of
-    further tails of the same head; a device says which are to answer its payloads.
+    further tails of the same head; a device says which are to answer its payloads. guard: whom it
+    lets in. quota: what each device may send. grace: seconds that closing may take.
     """
 
     def __init__(
@@ -54,21 +52,37 @@ class Server:
         max_batch: int = 32,
         max_inflight: int = 8,
         threads: int | None = None,
+        guard: Guard = Guard(),
+        quota: Quota = Quota(),
+        grace: float = GRACE,
     ) -> None:
         bytearray(
             31 << 20
         )  # freed at once: raises glibc's mmap threshold, 1 MB messages 2.5× faster
-        self.manifest = Manifest.load(folder)
-        self.tail = Tail(folder, self.manifest, others=tails, device=device, threads=threads)
-        self.batcher = Batcher(self.tail, largest=max_batch)
-        integers = [codec for codec in self.tail.codecs.values() if codec.codes]
-        self._shelf = Shelf(max((codec.packed_size for codec in integers), default=0))
-        self.host, self.max_inflight = host, max_inflight
-        self._over = threading.Event()
-        self._reading: set[asyncio.Future[wire.ToServer | None]] = set()
+        guard.check(host)
+        tokens = None if guard.tokens is None else Tokens(guard.tokens)
+        self._credentials = guard.credentials()
+        self.host, self.grace = host, grace
+        self._guard, self._threads = guard, threads
+        self._folders = [Path(folder), *map(Path, tails)]
+        tail = Tail(folder, Manifest.load(folder), others=tails, device=device, threads=threads)
+        self._room = tail.largest_frame
+        self._over, self._reloading = threading.Event(), threading.Lock()
         ready: Future[int] = Future()
+
+        async def run() -> None:
+            self._front = Front(
+                tail,
+                max_batch=max_batch,
+                max_inflight=max_inflight,
+                guard=guard,
+                tokens=tokens,
+                quota=quota,
+            )
+            await self._serve(port, ready)
+
         self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._serve(port, ready)), name="server", daemon=True
+            target=lambda: asyncio.run(run()), name="server", daemon=True
         )
         self._thread.start()
         try:
@@ -81,6 +95,31 @@ class Server:
     def address(self) -> str:
         """host:port, as an Edge wants it."""
         return f"{self.host}:{self.port}"
+
+    @property
+    def tally(self) -> Mapping[str, int]:
+        """Answers by status and calls that ended early by code, since the server began."""
+        return self._front.tally.read()
+
+    @property
+    def inflight(self) -> int:
+        """Frames that were taken and not answered yet."""
+        return self._front.tally.inflight
+
+    @property
+    def batcher(self) -> Batcher:
+        """Where frames wait and run."""
+        return self._front.batcher
+
+    @property
+    def tail(self) -> Tail:
+        """What answers now."""
+        return self.batcher.tail
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the first tail that answers now."""
+        return self.tail.manifest
 
     def __enter__(self) -> Server:
         return self
@@ -103,211 +142,96 @@ class Server:
         self._over.set()
 
     def close(self) -> None:
-        """Take no more frames, answer what is in flight, end."""
+        """Say NOT_SERVING, answer what is in flight, end; takes `grace` seconds at most."""
         self._over.set()
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._drained.set)
-            self._thread.join()
-            self.batcher.close()
+        with self._reloading:
+            if self._thread.is_alive():
+                self._loop.call_soon_threadsafe(self._closing.set)
+                self._thread.join()
+                self.batcher.close()
+
+    def reload(self) -> Manifest:
+        """Take up the model directories and the tokens as they are on disk now.
+
+        They are proved and loaded beside those that serve, and take over between two batches.
+        Devices of the old manifest are served on if only the tail changed; else their frames are
+        STALE. ModelError if a directory does not prove, SplitrtError for the tokens: then the
+        old go on.
+        """
+        with self._reloading:
+            tokens = None if self._guard.tokens is None else Tokens(self._guard.tokens)
+            tail = renewed(self.tail, self._folders, room=self._room, threads=self._threads)
+            if self._thread.is_alive():
+                swapping = self._swap(tail or self.tail, tokens)
+                asyncio.run_coroutine_threadsafe(swapping, self._loop).result()
+            if tail is not None:
+                logger.info("%s: now %s", self._folders[0], self.manifest.digest[:6].hex())
+            return self.manifest
+
+    def reload_soon(self) -> None:
+        """`reload` in the background; the log says how it went. Safe in a signal handler."""
+        threading.Thread(target=self._reload_or_say, name="reload", daemon=True).start()
+
+    def watch(self) -> None:
+        """From now on, `reload` whenever the files changed."""
+        threading.Thread(
+            target=watch,
+            args=(self._folders, self._over, self._reload_or_say),
+            name="watch",
+            daemon=True,
+        ).start()
+
+    def _reload_or_say(self) -> None:
+        try:
+            self.reload()
+        except SplitrtError as error:
+            logger.warning("not reloaded, the old goes on: %s", error)
+
+    async def _swap(self, tail: Tail, tokens: Tokens | None) -> None:
+        self._front.swap(tail)
+        self._front.tokens = tokens
+        await self._health.serving(tail)
 
     async def _serve(self, port: int, ready: Future[int]) -> None:
-        self._loop, self._drained = asyncio.get_running_loop(), asyncio.Event()
+        self._loop, self._closing = asyncio.get_running_loop(), asyncio.Event()
+        self._health = Health()
         server = grpc.aio.server(options=self._options())
-        server.add_generic_rpc_handlers((self._handlers(),))
+        server.add_generic_rpc_handlers((self._front.handlers(),))
+        self._health.add_to(server)
         try:
-            bound = server.add_insecure_port(f"{self.host}:{port}")
+            bound = self._bind(server, f"{self.host}:{port}")
         except RuntimeError:
             taken = f"{self.host}:{port} cannot be bound\nhelp: another port, or 0 for a free one"
             ready.set_exception(LinkError(taken))
             return
+        await self._health.serving(self.tail)
         await server.start()
+        watching = asyncio.create_task(self._front.watch())
         ready.set_result(bound)
-        await self._drained.wait()
-        for reading in tuple(self._reading):
-            reading.cancel()
-        await server.stop(GRACE)
+        await self._closing.wait()
+        await self._health.closing()
+        await self._front.drain(self.grace)
+        await server.stop(LAST)
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
 
-    def _largest(self) -> int:
-        """Bytes that a message may have."""
-        return self.tail.largest + packet.largest_side(self.manifest) + packet.ENVELOPE
+    def _bind(self, server: grpc.aio.Server, address: str) -> int:
+        if self._credentials is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, self._credentials)
 
     def _options(self) -> list[tuple[str, int]]:
         return [
-            ("grpc.max_receive_message_length", self._largest()),
+            ("grpc.max_receive_message_length", self._room),
             ("grpc.max_metadata_size", 16 << 10),
             ("grpc.max_concurrent_streams", 100),
             ("grpc.so_reuseport", 0),
+            ("grpc.server_handshake_timeout_ms", int(1000 * HANDSHAKE)),
+            ("grpc.max_connection_idle_ms", int(1000 * IDLE)),
             ("grpc.keepalive_time_ms", 20_000),
             ("grpc.keepalive_timeout_ms", 4000),
             ("grpc.http2.ping_timeout_ms", 4000),
             ("grpc.http2.min_ping_interval_without_data_ms", 500),
             ("grpc.http2.max_ping_strikes", 0),
         ]
-
-    def _handlers(self) -> grpc.GenericRpcHandler:
-        return grpc.method_handlers_generic_handler(
-            SERVICE,
-            {
-                "Stream": grpc.stream_stream_rpc_method_handler(
-                    self._stream, _reader(wire.ToServer), wire.ToEdge.SerializeToString
-                ),
-                "Infer": grpc.unary_unary_rpc_method_handler(
-                    self._infer, _reader(wire.Request), wire.Answer.SerializeToString
-                ),
-            },
-        )
-
-    async def _infer(self, request: wire.Request | None, context: Any) -> wire.Answer:
-        """One frame by itself; the handshake travels with it."""
-        if request is None or not (request.HasField("hello") and request.HasField("frame")):
-            await context.abort(
-                grpc.StatusCode.INVALID_ARGUMENT, "not a Request with hello and frame"
-            )
-        tails = await self._agree(request.hello, context)
-        answer: asyncio.Future[wire.Answer] = self._loop.create_future()
-        self._admit(request.frame, lambda reply: answer.done() or answer.set_result(reply), tails)
-        return await answer
-
-    async def _stream(self, messages: AsyncIterator[wire.ToServer | None], context: Any) -> None:
-        """One device: Hello, then frames; one task writes, since concurrent writes lose answers."""
-        hello, tails = await self._handshake(messages, context)
-        kept = self._shelf.take() if hello.temporal else None
-        outbox: asyncio.Queue[wire.Answer | None] = asyncio.Queue()
-        writer = asyncio.create_task(_write(outbox, context, self._welcome(kept)))
-        inflight = 0
-        ended = False
-
-        def done(answer: wire.Answer) -> None:
-            nonlocal inflight
-            inflight -= 1
-            outbox.put_nowait(answer)
-            if ended and inflight == 0:
-                outbox.put_nowait(None)
-
-        try:
-            async for message in self._until_closed(messages):
-                if message is None or not message.HasField("frame"):
-                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a frame")
-                inflight += 1
-                if outbox.qsize() > UNREAD * self.max_inflight:
-                    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "answers not read")
-                if inflight > self.max_inflight:
-                    detail = f"more than {self.max_inflight} frames without answer"
-                    done(packet.refusal(message.frame.seq, wire.BUSY, detail, RETRY_MS))
-                else:
-                    self._admit(message.frame, done, tails, kept)
-            ended = True  # the device or the server has done; the last answers go out
-            if inflight == 0:
-                outbox.put_nowait(None)
-            await writer
-        except asyncio.TimeoutError:
-            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no frame for {IDLE:.0f} s")
-        finally:
-            writer.cancel()
-            self._shelf.put_back(kept)
-
-    async def _until_closed(
-        self, messages: AsyncIterator[wire.ToServer | None]
-    ) -> AsyncIterator[wire.ToServer | None]:
-        """The messages, until the server closes; asyncio.TimeoutError if one takes too long."""
-        while not self._drained.is_set():
-            reading = asyncio.ensure_future(anext(messages))
-            self._reading.add(reading)
-            try:
-                message = await asyncio.wait_for(reading, IDLE)
-            except StopAsyncIteration:
-                return
-            except asyncio.CancelledError:
-                if self._drained.is_set():
-                    return
-                raise
-            finally:
-                self._reading.discard(reading)
-            yield message
-
-    async def _handshake(
-        self, messages: AsyncIterator[wire.ToServer | None], context: Any
-    ) -> tuple[wire.Hello, tuple[bytes, ...]]:
-        try:
-            first = await asyncio.wait_for(anext(messages), HANDSHAKE)
-        except (asyncio.TimeoutError, StopAsyncIteration):
-            first = None
-        if first is None or not first.HasField("hello"):
-            await context.abort(
-                grpc.StatusCode.INVALID_ARGUMENT, "the first message is not a Hello"
-            )
-        return first.hello, await self._agree(first.hello, context)
-
-    def _welcome(self, kept: Kept | None) -> wire.ToEdge:
-        bases = 0 if kept is None else kept.count
-        welcome = wire.Welcome(
-            protocol=packet.PROTOCOL, max_inflight=self.max_inflight, bases=bases
-        )
-        return wire.ToEdge(welcome=welcome)
-
-    async def _agree(self, hello: wire.Hello, context: Any) -> tuple[bytes, ...]:
-        """The tails that are to answer."""
-        try:
-            return packet.agree(self.tail.branches, hello)
-        except ModelMismatch as error:
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-            raise
-
-    def _admit(
-        self,
-        frame: wire.Frame,
-        reply: Callable[[wire.Answer], Any],
-        tails: tuple[bytes, ...],
-        kept: Kept | None = None,
-    ) -> None:
-        """Check a frame and queue it; `reply` is called once, on the loop."""
-        arrived = time.monotonic()
-        try:
-            plan = packet.plan_of(self.manifest, frame)
-            size = packet.size_of(self.manifest, frame)
-            side = packet.side_of(self.manifest, frame)
-        except PacketError as error:
-            reply(packet.refusal(frame.seq, wire.INVALID, str(error)))
-            return
-        expires = arrived + frame.slack_us / 1e6 if frame.slack_us else None
-        self.batcher.submit(
-            Job(
-                seq=frame.seq,
-                plan=plan.name,
-                payload=frame.payload,
-                arrived=arrived,
-                expires=expires,
-                reply=lambda answer: self._later(reply, answer),
-                base=frame.base,
-                kept=kept if self.tail.codecs[plan.name].codes else None,
-                size=size,
-                side=side,
-                tails=tails,
-            )
-        )
-
-    def _later(self, reply: Callable[[wire.Answer], Any], answer: wire.Answer) -> None:
-        try:
-            self._loop.call_soon_threadsafe(reply, answer)
-        except RuntimeError:  # the loop has ended: the device is gone too
-            logger.debug("answer %d came after the end", answer.seq)
-
-
-def _reader(kind: Any) -> Callable[[bytes], Any]:
-    """A parser that gives None instead of an error inside gRPC, whose text would travel."""
-
-    def read(raw: bytes) -> Any:
-        try:
-            return kind.FromString(raw)
-        except (DecodeError, RecursionError, ValueError):
-            return None
-
-    return read
-
-
-async def _write(
-    outbox: asyncio.Queue[wire.Answer | None], context: Any, welcome: wire.ToEdge
-) -> None:
-    await context.write(welcome)
-    while (answer := await outbox.get()) is not None:
-        await context.write(wire.ToEdge(answer=answer))

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from splitrt.cloud.program import load_program
-from splitrt.core import delta
+from splitrt.cloud.branch import Branch
+from splitrt.core import delta, packet
 from splitrt.core.codec import Codec, codecs
 from splitrt.core.jpeg import Jpeg
-from splitrt.core.manifest import Manifest, Plan, siblings, verified
+from splitrt.core.manifest import Manifest, Plan, siblings
 from splitrt.core.tensors import Tensors
 from splitrt.errors import ModelError, PacketError
+
+FORMS = 64  # plans and sizes of pictures of which the shapes are kept
+DOUBLES = [1 << place for place in range(16)]
+NEARLY = 1.1  # times the cheapest frame's time
+LONGEST_TRIAL = 0.1  # seconds; larger batches are not tried
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,60 +31,6 @@ class Scale:
 
     low: torch.Tensor
     step: torch.Tensor
-
-
-class Branch:
-    """One model's tail.pt2 on one device: what crossed in, the outputs out.
-
-    And its whole.pt2, pictures in, where its plans send them.
-    """
-
-    def __init__(self, folder: str | Path, manifest: Manifest, device: torch.device) -> None:
-        self.manifest, self.device = manifest, device
-        self.module = self._program(folder, "tail.pt2")
-        self.whole = None
-        if any(spec.coder == "jpeg" for spec in manifest.codecs.values()):
-            self.whole = self._program(folder, "whole.pt2")
-        self.kinds = [getattr(torch, output.dtype) for output in manifest.outputs]
-        if manifest.sizes is None:
-            for count in (1, 2):
-                self._warm_up(count, None)
-        else:
-            self._warm_up(2, manifest.sizes.smallest)
-            self._warm_up(1, manifest.sizes.largest)
-
-    @torch.inference_mode()
-    def run(self, crossed: torch.Tensor, *sides: np.ndarray) -> list[np.ndarray]:
-        """What crossed [N, …] and side tensors [N, …] -> the outputs in the manifest's order.
-
-        float32 features go to the tail, uint8 pictures [N, H, W, C] to the whole model.
-        """
-        module = self.whole if crossed.dtype == torch.uint8 else self.module
-        assert module is not None  # plans of pictures are the manifest's
-        beside = [torch.from_numpy(side).to(self.device) for side in sides]
-        pairs = zip(module(crossed, *beside), self.kinds, strict=True)
-        return [output.to(kind).cpu().numpy() for output, kind in pairs]
-
-    def _program(self, folder: str | Path, name: str) -> torch.nn.Module:
-        program = load_program(verified(folder, self.manifest, name))
-        if self.device.type != "cpu":
-            program = torch.export.passes.move_to_device_pass(program, self.device)
-        return program.module()
-
-    def _warm_up(self, count: int, size: tuple[int, int] | None) -> None:
-        """Run once on zeros; ModelError if the outputs are not the manifest's."""
-        manifest = self.manifest.at(size)
-        wanted = [[count, *output.shape] for output in manifest.outputs]
-        features = torch.zeros(count, *manifest.cut.shape, device=self.device)
-        sides = [np.ones((count, *side.shape), side.dtype) for side in manifest.side]
-        try:
-            found = [list(array.shape) for array in self.run(features, *sides)]
-        except ValueError:
-            found = []
-        if found != wanted:
-            raise ModelError(
-                f"tail.pt2 gives {found}, model.toml names {wanted}\nhelp: export again"
-            )
 
 
 class Tail:
@@ -107,6 +60,8 @@ class Tail:
         for other in others:
             found = siblings(manifest, other)
             self.branches[found.digest] = Branch(other, found, self.device)
+        self.known = {digest: digest for digest in self.branches}
+        self._form = functools.lru_cache(FORMS)(self._formed)
 
     def __call__(
         self,
@@ -122,44 +77,78 @@ class Tail:
         frame, where models take any.  wanted: the digests of the tails that are to answer each
         frame, its outputs in that order; by default the first tail.
         """
-        manifest = self.manifest.at(size)
         beside = list(map(np.stack, zip(*sides, strict=True)))
         wanted = wanted or [(self.manifest.digest,)] * len(codes)
-        answers: list[dict[bytes, list[np.ndarray]]] = [{} for _ in codes]
-        for group, crossed in self._crossed(codes, manifest):
+        answers: list[dict[bytes, Sequence[np.ndarray]]] = [{} for _ in codes]
+        for group, crossed in self._crossed(codes, size):
             for digest in dict.fromkeys(one for place in group for one in wanted[place]):
                 rows = [row for row, place in enumerate(group) if digest in wanted[place]]
                 places = [group[row] for row in rows]
-                arrays = self.branches[digest].run(crossed[rows], *(one[places] for one in beside))
-                for row, place in enumerate(places):
-                    answers[place][digest] = [array[row] for array in arrays]
+                chosen = crossed if len(rows) == len(group) else crossed[rows]
+                arrays = self.branches[digest].run(chosen, *(one[places] for one in beside))
+                for place, found in zip(places, zip(*arrays, strict=True), strict=True):
+                    answers[place][digest] = found
         return [
-            [array for digest in several for array in found[digest]]
-            for found, several in zip(answers, wanted, strict=True)
+            [array for digest in several for array in answer[digest]]
+            for answer, several in zip(answers, wanted, strict=True)
         ]
 
     def _crossed(
-        self, codes: Sequence[tuple[str, bytes]], manifest: Manifest
+        self, codes: Sequence[tuple[str, bytes]], size: tuple[int, int] | None
     ) -> Iterator[tuple[list[int], torch.Tensor]]:
         """The frames of a batch that run together: their places, and what crossed as one tensor."""
         pictures = [place for place, (name, _) in enumerate(codes) if self._pictured(name)]
         if pictures:
             pixels = b"".join(codes[place][1] for place in pictures)
             whole = torch.frombuffer(bytearray(pixels), dtype=torch.uint8)
-            yield pictures, whole.view(-1, *manifest.input.shape).to(self.device)
+            yield pictures, whole.view(-1, *self.manifest.at(size).input.shape).to(self.device)
         group = [place for place, (name, _) in enumerate(codes) if not self._pictured(name)]
         if not group:
             return
-        features = torch.zeros(len(group), *manifest.cut.shape, device=self.device)
-        for name in {codes[place][0] for place in group}:
-            rows = [row for row, place in enumerate(group) if codes[place][0] == name]
-            shape = manifest.width(manifest.plan(name)).shape
-            values = self._values(name, [codes[group[row]][1] for row in rows], shape)
-            features[rows, : shape[0]] = values
-        yield group, features
+        yield group, self._features([codes[place] for place in group], size)
+
+    def _features(
+        self, codes: Sequence[tuple[str, bytes]], size: tuple[int, int] | None
+    ) -> torch.Tensor:
+        """float32 [N, …] of frames; the channels that a narrow width lacks are zeros."""
+        shape = self.manifest.at(size).cut.shape
+        names = dict.fromkeys(name for name, _ in codes)
+        if len(names) == 1:
+            values = self._values(*names, [packed for _, packed in codes], size)
+            if list(values.shape[1:]) == shape:
+                return values
+        features = torch.zeros(len(codes), *shape, device=self.device)
+        for name in names:
+            rows = [row for row, (one, _) in enumerate(codes) if one == name]
+            values = self._values(name, [codes[row][1] for row in rows], size)
+            features[rows, : values.shape[1]] = values
+        return features
 
     def _pictured(self, name: str) -> bool:
         return isinstance(self.codecs[name], Jpeg)
+
+    @property
+    def largest_frame(self) -> int:
+        """Bytes that a message from a device may have."""
+        return self.largest + packet.largest_side(self.manifest) + packet.ENVELOPE
+
+    def succeed(self, old: Tail) -> None:
+        """Answer the devices of an earlier revision too, if theirs is the same head and form.
+
+        Before this tail is used: afterwards `known` is read by several threads.
+        """
+        ours = [branch.manifest for branch in self.branches.values()]
+        theirs = [branch.manifest for branch in old.branches.values()]
+        if [_form(manifest) for manifest in ours] != [_form(manifest) for manifest in theirs]:
+            return
+        places = dict(zip(old.branches, self.branches, strict=True))
+        earlier = {digest: places[answering] for digest, answering in old.known.items()}
+        self.known = {**earlier, **self.known}
+
+    def answering(self, wanted: Sequence[bytes]) -> tuple[bytes, ...] | None:
+        """The digests of the branches that answer for those; None if one is not known."""
+        found = tuple(map(self.known.get, wanted))
+        return None if None in found else found
 
     def run(self, features: torch.Tensor, *sides: np.ndarray) -> list[np.ndarray]:
         """The first tail alone."""
@@ -167,7 +156,7 @@ class Tail:
 
     def open(self, name: str, payload: bytes, size: tuple[int, int] | None = None) -> bytes:
         """The packed bytes of a payload; PacketError if they are not what the codec promises."""
-        codec = self._codec(name, size)
+        codec = self._form(name, size)[0]
         packed = codec.open(payload)
         if codec.bits > 8:
             kind = "<f2" if codec.bits == 16 else "<f4"
@@ -179,18 +168,36 @@ class Tail:
         self, name: str, payload: bytes, base: bytes, size: tuple[int, int] | None = None
     ) -> bytes:
         """The packed bytes of a difference to an earlier frame's packed bytes."""
-        codec = self._codec(name, size)
+        codec = self._form(name, size)[0]
         if len(base) != codec.packed_size:
             raise PacketError("a difference to a frame of another size")
         return delta.open(payload, base, codec.bits)
 
-    def _codec(self, name: str, size: tuple[int, int] | None) -> Codec | Jpeg:
-        manifest = self.manifest.at(size)
-        return self.codecs[name].sized(manifest.crossing(manifest.plan(name)))
+    def enough(self, largest: int) -> int:
+        """Frames, at most `largest`, that a batch needs to be worth its while; tried on zeros.
 
-    def _values(self, name: str, packed: list[bytes], shape: list[int]) -> torch.Tensor:
-        """Packed bytes of one plan -> float32 [n, *shape of what crosses]."""
-        codec = self.codecs[name].sized(shape)
+        Beyond it a batch saves nothing; and while two small ones take turns, one is computed as
+        the other's answers and next frames travel.
+        """
+        if self.manifest.sizes is not None:
+            return largest
+        costs: dict[int, float] = {}
+        for count in (*itertools.takewhile(lambda one: one < largest, DOUBLES), largest):
+            seconds = sum(branch.seconds(count) for branch in self.branches.values())
+            costs[count] = seconds / count
+            if seconds > LONGEST_TRIAL:
+                break
+        return knee(costs)
+
+    def _formed(self, name: str, size: tuple[int, int] | None) -> tuple[Codec | Jpeg, list[int]]:
+        """The codec of a plan and the shape of what crosses by it, for pictures of that size."""
+        manifest = self.manifest.at(size)
+        shape = manifest.crossing(manifest.plan(name))
+        return self.codecs[name].sized(shape), shape
+
+    def _values(self, name: str, packed: list[bytes], size: tuple[int, int] | None) -> torch.Tensor:
+        """float32 [n, channels, …] of frames that went by one plan."""
+        codec, shape = self._form(name, size)
         rows = torch.frombuffer(bytearray(b"".join(packed)), dtype=torch.uint8)
         rows = rows.view(len(packed), codec.packed_size).to(self.device)
         if codec.bits > 8:
@@ -214,10 +221,18 @@ class Tail:
         low, step = tensors[f"{key}.low"], tensors[f"{key}.step"]
         if low.shape != (channels,) or step.shape != (channels,):
             raise ModelError(f"scales.safetensors has no scale of {channels} channels for {key}")
-        if not (np.isfinite(low).all() and np.isfinite(step).all() and (step > 0).all()):
+        low, step = low.astype(np.float32), step.astype(np.float32)
+        top = low + step * np.float32(2 ** self.codecs[plan.name].bits - 1)
+        if not (np.isfinite(low).all() and np.isfinite(top).all() and (step > 0).all()):
             raise ModelError(f"scales.safetensors has a scale for {key} that is not positive")
-        pair = (torch.from_numpy(part.copy()).float() for part in (low, step))
+        pair = (torch.from_numpy(part) for part in (low, step))
         return Scale(*(one.view(-1, *[1] * len(rest)).to(self.device) for one in pair))
+
+
+def knee(costs: Mapping[int, float]) -> int:
+    """The smallest batch whose frames cost nearly as little as any's: {frames: seconds each}."""
+    cheapest = min(costs.values())
+    return min(count for count, cost in costs.items() if cost <= NEARLY * cheapest)
 
 
 def unpacked(rows: torch.Tensor, codec: Codec | Jpeg) -> torch.Tensor:
@@ -228,6 +243,11 @@ def unpacked(rows: torch.Tensor, codec: Codec | Jpeg) -> torch.Tensor:
     shifts = torch.arange(each, dtype=torch.uint8, device=rows.device) * codec.bits
     lanes = (rows.unsqueeze(2) >> shifts) & (2**codec.bits - 1)
     return lanes.flatten(1)[:, : codec.count]
+
+
+def _form(manifest: Manifest) -> tuple[object, ...]:
+    """What a device relies on: the payload it sends, the outputs that it reads."""
+    return manifest.contract, manifest.outputs, manifest.sizes
 
 
 def _device(name: str) -> torch.device:

@@ -15,6 +15,7 @@ from splitrt.errors import ModelError, PacketError
 PRECISION = 12  # bits of a probability
 TOTAL = 1 << PRECISION
 BLOCK = 4096  # codes in one state: each step touches the whole of it
+MOST_ROWS = 1 << 16  # of all tables: each takes 4 KiB once it is ready for use
 LENGTH = 2  # bytes before a block's state where there are several
 LONGEST_BLOCK = BLOCK * PRECISION // 8 + 1  # bytes: no code has less than 1 / 4096
 
@@ -32,10 +33,14 @@ class Tables:
     contexts: np.ndarray
 
     def __post_init__(self) -> None:
-        channels, symbols = self.frequencies.shape[0], self.contexts.size
-        number = self.frequencies.shape[1]
-        if self.frequencies.shape != (channels, number, number, symbols) or symbols > 256:
-            raise ModelError(f"tables of shape {self.frequencies.shape} for {symbols} symbols")
+        shape, symbols = self.frequencies.shape, self.contexts.size
+        number = shape[1] if len(shape) == 4 else 0
+        if shape != (*shape[:1], number, number, symbols) or not 0 < symbols <= 256:
+            raise ModelError(f"tables of shape {shape} for {symbols} symbols")
+        if self.frequencies.dtype != np.uint16 or self.contexts.dtype != np.uint8:
+            raise ModelError("tables are not uint16 frequencies and uint8 contexts")
+        if self.contexts.ndim != 1 or shape[0] * number**2 > MOST_ROWS:
+            raise ModelError(f"tables of {shape[0] * number**2} rows, at most {MOST_ROWS} wanted")
         sums = self.frequencies.sum(3, dtype=np.int64)
         if (sums != TOTAL).any() or not self.frequencies.all() or self.contexts.max() >= number:
             raise ModelError(f"a table's frequencies are not positive with sum {TOTAL}")
@@ -80,7 +85,8 @@ class Ans:
         self.count = int(np.prod(self.shape))
         self.symbols = tables.contexts.size
         blocks = -(-self.count // BLOCK)
-        self.limit = blocks * LONGEST_BLOCK + (LENGTH * blocks if blocks > 1 else 0)
+        # No code has less than 1 / 4096; each block has one bit more, and its length.
+        self.limit = self.count * PRECISION // 8 + blocks * (1 + (LENGTH if blocks > 1 else 0))
         flat = tables.frequencies.reshape(-1, self.symbols).astype(np.int64)
         # The likeliest code lies at 0: while the state is short it then costs nothing.
         order = np.argsort(-flat, axis=1, kind="stable")

@@ -17,9 +17,11 @@ import numpy as np
 from splitrt.errors import SplitrtError
 
 STEP = 0.25  # seconds
+LAP = 600.0  # seconds of a generated link that is to go on and on
 OUTAGE = 0.75  # seconds: gaps below are part of the fitted rate
 LEAST = 1e-3  # Mbit/s
 LARGEST = 64 << 20  # bytes of a recorded trace
+TRACES = (".csv", ".txt", ".log", ".dat", ".tsv")  # what a path of one ends with
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +123,12 @@ def read(path: str | Path, rtt: float = 0.07) -> Trace:
     SplitrtError if it is anything else.
     """
     path = Path(path)
-    if not path.is_file() or path.stat().st_size > LARGEST:
-        raise SplitrtError(f"no trace at {path}\nhelp: a text file of at most {LARGEST >> 20} MiB")
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, _beside(path), 1)
+        hint = f"did you mean {near[0]!r}?" if near else "two numbers a line, seconds and Mbit/s"
+        raise SplitrtError(f"no trace at {path}\nhelp: {hint}")
+    if path.stat().st_size > LARGEST:
+        raise SplitrtError(f"{path} is too large\nhelp: at most {LARGEST >> 20} MiB of text")
     times, rates = [], []
     with path.open(newline="") as file:
         for number, row in enumerate(csv.reader(file), 1):
@@ -144,6 +150,20 @@ def read(path: str | Path, rtt: float = 0.07) -> Trace:
         raise SplitrtError(f"{path}: {clock[-1] - clock[0]:.0f} s\nhelp: at most a million seconds")
     grid = np.arange(clock[0], clock[-1], STEP)
     return Trace(path.stem, found[np.searchsorted(clock, grid, side="right") - 1], rtt)
+
+
+def find(source: str, *, seconds: float = 300.0, seed: int = 0) -> Trace:
+    """A recorded trace by its path, or one generated of that kind of link."""
+    path = Path(source)
+    if path.is_file() or len(path.parts) > 1 or path.suffix in TRACES:
+        return read(path)
+    return generate(link(source), seconds, seed)
+
+
+def _beside(path: Path) -> list[str]:
+    """The names of the files in its folder."""
+    folder = path.parent
+    return [one.name for one in folder.iterdir() if one.is_file()] if folder.is_dir() else []
 
 
 def _outages(

@@ -29,9 +29,11 @@ SHARED = ("scales.safetensors", "tables.safetensors")
 LARGEST_MANIFEST = 4 << 20
 LARGEST_FILE = LARGEST_FOLDER = 4 << 30
 LARGEST_TENSOR = 1 << 28  # elements
+MOST_DOTS = 100  # in a line: tomllib takes time and memory by the square of a key's parts
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 Size = Annotated[int, Field(ge=1, le=LARGEST_TENSOR)]
+Shape = Annotated[list[Size], Field(max_length=8)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -56,7 +58,7 @@ class Input(Part):
 
     name: str
     kind: Literal["pixels", "tensor"]
-    shape: list[Size]
+    shape: Shape
     dtype: Literal["uint8", "float32", "int64"]
     mean: list[float] = []
     std: list[float] = []
@@ -67,7 +69,7 @@ class CutRecord(Part):
 
     after: str
     fingerprint: str
-    shape: list[Size]
+    shape: Shape
     whole_macs: int = 0
     channels: int | None = None
 
@@ -76,7 +78,7 @@ class Output(Part):
     """One tensor of the answer, without batch."""
 
     name: str
-    shape: list[Size]
+    shape: Shape
     dtype: Literal["float32", "float16", "int64"] = "float32"
 
 
@@ -155,7 +157,7 @@ class Width(Part):
     """One of the heads: how many channels it sends and what it costs."""
 
     name: str
-    shape: list[Size]  # of what crosses, without batch
+    shape: Shape  # of what crosses, without batch
     head: str  # its file
     head_macs: int = 0
     exit: ExitRecord | None = None
@@ -212,10 +214,10 @@ class Manifest(Part):
         if path.stat().st_size > LARGEST_MANIFEST:
             raise ModelError(f"{path} is larger than {LARGEST_MANIFEST >> 20} MiB")
         raw = path.read_bytes()
+        if max(line.count(b".") for line in raw.split(b"\n")) > MOST_DOTS:
+            raise ModelError(f"{path} has a line with more than {MOST_DOTS} dots\nhelp: part it")
         try:
-            manifest = cls.model_validate(tomllib.loads(raw.decode()))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ModelError(f"{path} is not TOML: {error}") from error
+            manifest = cls.model_validate(_parsed(raw, path))
         except ValidationError as error:
             raise ModelError(f"{path}: {_first(error)}") from error
         manifest._digest = hashlib.sha256(raw).digest()
@@ -296,8 +298,11 @@ class Manifest(Part):
 
     def crossing(self, plan: Plan) -> list[int]:
         """The shape of what a cloud plan sends, without batch."""
-        picture = plan.codec is not None and self.codecs[plan.codec].coder == "jpeg"
-        return self.input.shape if picture else self.width(plan).shape
+        return self.input.shape if self.pictured(plan) else self.width(plan).shape
+
+    def pictured(self, plan: Plan) -> bool:
+        """Whether the plan sends the picture itself, as JPEG."""
+        return plan.codec is not None and self.codecs[plan.codec].coder == "jpeg"
 
     def exit_plan(self, width: Width) -> Plan | None:
         """The plan by which that head's exit answers."""
@@ -423,6 +428,14 @@ def prove(folder: str | Path) -> Manifest:
     for name in manifest.files:
         verified(folder, manifest, name)
     return manifest
+
+
+def _parsed(raw: bytes, path: Path) -> dict[str, Any]:
+    """The tables of a TOML text; beside its own error, tomllib raises two of Python's."""
+    try:
+        return tomllib.loads(raw.decode())
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not TOML: {error}") from error
 
 
 def _first(error: ValidationError) -> str:

@@ -53,7 +53,7 @@ def agree(held: Mapping[bytes, Any], message: wire.Hello) -> tuple[bytes, ...]:
         if digest not in held:
             raise ModelMismatch(
                 f"the device holds model {digest[:6].hex() or 'none'}…, "
-                f"the server {', '.join(f'{one[:6].hex()}…' for one in held)}\n"
+                f"the server {', '.join(f'{one[:6].hex()}…' for one in [*held][-MOST_TAILS:])}\n"
                 "help: copy the same model directory to both"
             )
     return wanted

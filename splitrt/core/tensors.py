@@ -33,5 +33,5 @@ class Tensors:
             raise ModelError(f"{path} is larger than {LARGEST >> 20} MiB")
         try:
             return load(path.read_bytes())
-        except SafetensorError as error:
+        except (SafetensorError, KeyError, ValueError) as error:  # kinds that numpy lacks
             raise ModelError(f"{path} is no safetensors file: {error}") from error

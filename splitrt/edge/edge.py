@@ -8,77 +8,65 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
+from typing import TypeGuard
 
 import numpy as np
 
 from splitrt.core import packet
 from splitrt.core.codec import Codec, codecs
+from splitrt.core.control import LATE
 from splitrt.core.gate import Verdict, judge
 from splitrt.core.jpeg import Jpeg
 from splitrt.core.manifest import Manifest, Plan, Similar, Width, siblings
 from splitrt.core.result import Result, Timings
 from splitrt.core.side import pack, unpack
 from splitrt.edge.capture import Camera, Frame, Pictures
+from splitrt.edge.ear import Deaf
+from splitrt.edge.flight import Course, Flight, answered, ended, opened
 from splitrt.edge.head import Head, LocalTail
-from splitrt.edge.link import SILENCE, Arrival, Link, Pending
+from splitrt.edge.inputs import filled, parted
+from splitrt.edge.link import SILENCE, Link
+from splitrt.edge.parcel import Arrival, Parcel
+from splitrt.edge.pilot import Caps, Pilot, able
 from splitrt.edge.still import rule
 from splitrt.edge.temporal import EVERY, Temporal
+from splitrt.edge.trust import Trust
 from splitrt.errors import (
     DeadlineMissed,
     LinkDown,
     LinkError,
     PacketError,
-    Refused,
     SplitrtError,
 )
 from splitrt.wire import tail_pb2 as wire
 
-EMPTY = "empty"  # the plan of a frame that the filter dropped
 NOTHING: Mapping[str, np.ndarray] = MappingProxyType({})
+MARGIN = 0.002  # seconds before the deadline at which the exit stands in
 PATIENCE = 10.0  # seconds a frame may take when no deadline is given
-
-
-@dataclass(slots=True, eq=False)
-class Flight:
-    """A frame between head and result."""
-
-    captured: float  # time.monotonic()
-    plan: Plan
-    beside: packet.Beside = field(default_factory=packet.Beside)
-    timings: Timings = field(default_factory=Timings)
-    outputs: dict[str, np.ndarray] | None = None  # answered here already
-    exit: dict[str, np.ndarray] | None = None  # the local exit's answer, to stand in
-    empty: str | None = None  # why it was dropped
-    verdict: Verdict | None = None
-    pending: Pending | None = None
-    key: tuple[bytes, bytes] | None = None  # as a keyframe: payload, packed codes
-    in_vain: int = 0  # bytes of a message that the server could not open
-    error: SplitrtError | None = None  # why it was not sent
-
-    @property
-    def alike(self) -> str:
-        """Frames of one such word can be differences to each other."""
-        return f"{self.plan.name} {self.beside.size}"
 
 
 class Edge:
     """The device's half of a model directory.
 
     cloud: host:port of the tail server; without it everything is answered here.
+    Several servers may be named, with commas: if one is lost, the next takes over.
     deadline: seconds from capture; when it is over, or the link is down, the local exit answers
-    and the result's `reason` says why. plan: pins one of the manifest's plans; by default the
-    gate answers sure frames locally and sends the others by the manifest's default plan. It can be
-    set between frames: every width's head is resident. filter: frames in which the emptiness
+    and the result's `reason` says why. With a deadline a controller chooses each frame's plan by
+    what the link, the server and the head have lately taken, within `caps`; without one the gate
+    answers sure frames locally and sends the others by the manifest's default plan. plan: pins
+    one of the manifest's plans. It can be set between frames: every width's head is resident.
+    filter: frames in which the emptiness
     filter finds nothing of interest end here, with no outputs and the plan "empty".
     tails: folders of further tails of the same head, which answer the same payload too; their
     outputs are named MODEL/OUTPUT. temporal: frames of an integer rung go as differences to
     earlier ones where that is smaller, with a keyframe at least every so many (True: 30); the
     answers are the same. similar: in a stream, a picture that changed by no more than this (grey
     levels; True: the manifest's) since the last answered one gets that answer again, with the
-    plan "similar".
+    plan "similar". trust: whom the device trusts and who it is; by default
+    the link is not encrypted.
 
         with Edge("models/cifar10-resnet", cloud="gpu-box:50700", deadline=0.1) as edge:
             result = edge({"image": image})
@@ -102,6 +90,8 @@ class Edge:
         tails: Sequence[str | Path] = (),
         temporal: bool | int = False,
         similar: Similar | float | bool = False,
+        caps: Caps = Caps(),
+        trust: Trust = Trust(),
         threads: int | None = None,
         provider: str = "CPU",
     ) -> None:
@@ -113,8 +103,7 @@ class Edge:
         self._cloud, self._folder, self._threads = cloud, folder, threads
         self._also = [siblings(self.manifest, other) for other in tails]
         self.similar = rule(similar, self.manifest)
-        self._plan = self._chosen(plan)
-        self._gated = plan is None and self._plan.place == "cloud"
+        chosen = self._chosen(plan)
         self._codecs = codecs(folder, self.manifest)
         self._heads = {
             width.name: Head(folder, self.manifest, width, threads=threads, provider=provider)
@@ -124,20 +113,28 @@ class Edge:
         if filter and not any(width.filter for width in self.manifest.widths):
             raise SplitrtError(f"{folder} has no emptiness filter\nhelp: export one with filter=")
         self._tail: LocalTail | None = None
-        self._ready(self._plan)
+        self._ready(chosen)
         self._temporal: Temporal | None = None
         if temporal is not False:
             self._temporal = Temporal(EVERY if temporal is True else temporal)
+        pilot: Pilot | None = None
+        gated = plan is None and chosen.place == "cloud"
+        if gated and deadline is not None and able(self.manifest):
+            seconds = {name: head.seconds for name, head in self._heads.items()}
+            pilot = Pilot(self.manifest, seconds, caps=caps, patience=deadline)
+        self._course = Course(chosen, gated, pilot)
         self._link: Link | None = None
-        if cloud is not None and self._plan.place == "cloud":
-            silence = max(SILENCE, self.patience)
+        if cloud is not None and chosen.place == "cloud":
+            ear = pilot or Deaf(max(SILENCE, self.patience))
             asks = self._temporal is not None
-            self._link = Link(cloud, self.manifest, silence=silence, also=self._also, temporal=asks)
+            self._link = Link(
+                cloud, self.manifest, ear=ear, also=self._also, temporal=asks, trust=trust
+            )
 
     @property
     def plan(self) -> str:
         """The plan of the next frame, by name. Setting one pins it."""
-        return self._plan.name
+        return self._course.plan.name
 
     @plan.setter
     def plan(self, name: str) -> None:
@@ -145,7 +142,7 @@ class Edge:
         if chosen.place == "cloud" and self._link is None:
             raise SplitrtError(f"this Edge left the server out\nhelp: open one with plan={name!r}")
         self._ready(chosen)
-        self._plan, self._gated = chosen, False
+        self._course = Course(chosen, gated=False)
 
     @property
     def patience(self) -> float:
@@ -170,7 +167,7 @@ class Edge:
 
     def __call__(self, inputs: Mapping[str, np.ndarray] | np.ndarray) -> Result:
         """Answer one input; the deadline starts now."""
-        array, side = self._parted(inputs)
+        array, side = parted(self.manifest, inputs)
         flight = self.launch(array, time.monotonic(), side)
         result, error = self.land(flight)
         if result.where is None and error is not None:
@@ -192,16 +189,22 @@ class Edge:
         self, array: np.ndarray, captured: float, side: Mapping[str, np.ndarray] = NOTHING
     ) -> Flight:
         """Head, gate, codec, and on the way; never waits for the server."""
-        flight = Flight(captured, self._plan)
+        course = self._course
+        flight, pilot = Flight(captured, course, course.plan), course.pilot
+        if pilot is not None and not self._steered(flight, pilot):
+            return flight
         width = self.manifest.width(flight.plan)
         head = self._heads[width.name]
         started = time.monotonic()
         prepared = head.prepare(array)
-        parts = pack(self.manifest.side, {**self._filled(array), **side})
+        parts = pack(self.manifest.side, {**filled(self.manifest, array), **side})
         flight.beside = packet.Beside(head.size(prepared), parts)
         wanted = self._wanted(flight.plan, head)
         seen = head(prepared, wanted) if wanted else {}
         after_head = time.monotonic()
+        if pilot is not None and wanted:
+            pilot.ran(width, after_head - started)
+        plan = flight.plan
         self._judge(flight, width, seen)
         after_gate = time.monotonic()
         flight.timings = Timings(
@@ -209,11 +212,12 @@ class Edge:
             head=1000 * (after_head - started),
             gate=1000 * (after_gate - after_head),
         )
-        if flight.empty is not None or flight.outputs is not None:
+        probe = flight.decision is not None and flight.decision.probe
+        if flight.empty is not None or (flight.outputs is not None and not probe):
             return flight
-        if flight.plan.place == "cloud":
-            codec = self._codecs[flight.plan.name]
-            self._send(flight, prepared if isinstance(codec, Jpeg) else next(iter(seen.values())))
+        if plan.place == "cloud":
+            pictured = self.manifest.pictured(plan)
+            self._send(flight, plan, prepared if pictured else next(iter(seen.values())))
         elif self._tail is not None:
             flight.outputs = self._tail(seen["features"], unpack(self.manifest.side, parts))
             ran = 1000 * (time.monotonic() - after_gate)
@@ -222,20 +226,21 @@ class Edge:
 
     def land(self, flight: Flight) -> tuple[Result, SplitrtError | None]:
         """Wait for the answer until the deadline, else stand in; and what went wrong."""
-        if flight.pending is None:
-            return self._result(flight, error=flight.error), flight.error
+        if flight.pending is None or flight.outputs is not None:
+            return ended(flight, self.manifest, flight.error), flight.error
         try:
             arrival = self._arrival(flight)
-            if arrival.answer.status == wire.NEED_KEY and flight.key is not None:
+            if arrival.answer.status == wire.NEED_KEY and flight.packed is not None:
                 arrival = self._again(flight)
-            outputs = self._opened(flight, arrival)
+            outputs = opened(flight, arrival, self.manifest, self._also)
         except (LinkError, PacketError) as error:
-            return self._result(flight, error=error), error
-        return self._answered(flight, arrival, outputs), None
+            return ended(flight, self.manifest, error), error
+        return answered(flight, arrival, outputs), None
 
     def failed(self, captured: float, error: SplitrtError) -> Result:
         """The result of a frame that could not even start."""
-        return self._result(Flight(captured, self._plan), error=error)
+        course = self._course
+        return ended(Flight(captured, course, course.plan), self.manifest, error)
 
     def _chosen(self, plan: str | None) -> Plan:
         names = [one.name for one in self.manifest.plans]
@@ -256,29 +261,6 @@ class Edge:
         if plan.place == "edge" and not plan.exits and self._tail is None:
             self._tail = LocalTail(self._folder, self.manifest, threads=self._threads)
 
-    def _parted(
-        self, inputs: Mapping[str, np.ndarray] | np.ndarray
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """(the head's input, side inputs by name)."""
-        if isinstance(inputs, np.ndarray):
-            return inputs, {}
-        first = self.manifest.input.name
-        sides = {side.name: side.picture for side in self.manifest.side}
-        missing = [name for name, picture in sides.items() if not picture and name not in inputs]
-        if first not in inputs or missing or set(inputs) - {first, *sides}:
-            names = " and ".join(map(repr, [first, *sides]))
-            raise PacketError(f"inputs {sorted(inputs)}\nhelp: this model takes {names}")
-        side = {name: np.asarray(array) for name, array in inputs.items() if name != first}
-        return np.asarray(inputs[first]), side
-
-    def _filled(self, array: np.ndarray) -> dict[str, np.ndarray]:
-        """Side inputs that are the picture's own height and width."""
-        names = [side.name for side in self.manifest.side if side.picture]
-        if not names:
-            return {}
-        size = array.shape[:2] if self.manifest.input.kind == "pixels" else array.shape[1:3]
-        return dict.fromkeys(names, np.array(size, np.int64))
-
     def _wanted(self, plan: Plan, head: Head) -> list[str]:
         """The head's outputs that this plan, its stand-in and the filter need."""
         names = []
@@ -294,6 +276,21 @@ class Edge:
             names.append("filter")
         return names
 
+    def _steered(self, flight: Flight, pilot: Pilot) -> bool:
+        """The controller's plan for a frame; False if there is none and no time for any."""
+        left = flight.captured + self.patience - time.monotonic()
+        decision = pilot.choose(left)
+        if decision.option is not None:
+            flight.decision, flight.plan = decision, self.manifest.plan(decision.option.name)
+            return True
+        here = pilot.here(left)
+        if decision.action == "drop" or here is None:
+            late = decision.reason == LATE
+            flight.error = (DeadlineMissed if late else LinkDown)(decision.reason)
+            return False
+        flight.plan, flight.why = here, decision.reason
+        return True
+
     def _judge(self, flight: Flight, width: Width, seen: dict[str, np.ndarray]) -> None:
         if "filter" in seen and width.filter is not None:
             score = float(seen["filter"].item())
@@ -305,55 +302,58 @@ class Edge:
             flight.exit = {record.output: seen["exit"]}
             flight.verdict = judge(seen["exit"], record)
             exits = self.manifest.exit_plan(width)
-            if exits is not None and (flight.plan.exits or (self._gated and flight.verdict.sure)):
+            if exits is not None and self._stays(flight, flight.verdict):
                 flight.outputs, flight.plan = flight.exit, exits
 
-    def _send(self, flight: Flight, codes: np.ndarray) -> None:
-        assert self._link is not None and flight.plan.codec is not None  # _chosen saw to it
+    def _stays(self, flight: Flight, verdict: Verdict) -> bool:
+        """Whether the exit's answer is the frame's."""
+        course = flight.course
+        if flight.plan.exits or (course.gated and verdict.sure):
+            return True
+        if course.pilot is None or flight.decision is None:
+            return False
+        return not course.pilot.confirms(flight.decision, verdict.confidence)
+
+    def _send(self, flight: Flight, plan: Plan, codes: np.ndarray) -> None:
+        assert self._link is not None and plan.codec is not None  # _chosen saw to it
         started = time.monotonic()
-        codec = self._codecs[flight.plan.name]
+        codec = self._codecs[plan.name]
         if self.manifest.sizes is not None:
             codec = codec.sized(codes.shape)
         try:
             payload, delta = codec.encode(codes), None
-            if self._temporal is not None and isinstance(codec, Codec) and codec.codes:
-                packed = codec.pack(codes)
-                flight.key = payload, packed
+            if self._temporal is not None and flight.outputs is None and _differs(codec):
+                packed = flight.packed = codec.pack(codes)
                 delta = self._temporal.delta(flight.alike, codec, packed, payload)
             encoded = time.monotonic()
             flight.timings = replace(flight.timings, codec=1000 * (encoded - started))
-            slack = None
-            if self.deadline is not None:
-                slack = flight.captured + self.deadline - encoded
-                if slack <= 0:
-                    raise DeadlineMissed(f"the head took longer than {1000 * self.deadline:.0f} ms")
-            place = self.manifest.plans.index(flight.plan)
-            flight.pending = self._link.send(place, payload, slack, flight.beside, delta)
+            until = None if self.deadline is None else flight.captured + self.deadline
+            if until is not None and encoded >= until:
+                raise DeadlineMissed(f"the head took longer than {1000 * self.patience:.0f} ms")
+            place = self.manifest.plans.index(plan)
+            flight.parcel = Parcel(place, payload, until, flight.beside)
+            flight.pending = self._link.send(flight.parcel, delta)
             self._remember(flight)
         except (LinkError, PacketError) as error:
-            flight.error = error
+            flight.error = None if flight.outputs is not None else error
 
     def _remember(self, flight: Flight) -> None:
-        if self._temporal is not None and flight.key is not None and flight.pending is not None:
-            self._temporal.remember(flight.pending, flight.alike, flight.key[1])
+        if self._temporal is not None and flight.packed is not None and flight.pending is not None:
+            self._temporal.remember(flight.pending, flight.alike, flight.packed)
 
     def _again(self, flight: Flight) -> Arrival:
         """Send the frame as a keyframe: the server had not kept what it was a difference to."""
-        assert self._link is not None and flight.pending is not None and flight.key is not None
-        slack = None
-        if self.deadline is not None:
-            slack = flight.captured + self.deadline - time.monotonic()
-            if slack <= 0:
-                raise DeadlineMissed(f"no keyframe within {1000 * self.deadline:.0f} ms")
-        place = self.manifest.plans.index(flight.plan)
-        again = self._link.send(place, flight.key[0], slack, flight.beside)
+        assert self._link is not None and flight.pending is not None and flight.parcel is not None
+        if flight.parcel.until is not None and time.monotonic() >= flight.parcel.until:
+            raise DeadlineMissed(f"no keyframe within {1000 * self.patience:.0f} ms")
+        again = self._link.send(flight.parcel)
         flight.in_vain, flight.pending = flight.pending.sent_bytes, again
         self._remember(flight)
         return self._arrival(flight)
 
     def _arrival(self, flight: Flight) -> Arrival:
         assert flight.pending is not None
-        until = flight.captured + self.patience
+        until = flight.captured + self.patience - (MARGIN if flight.exit is not None else 0.0)
         late = DeadlineMissed(f"no answer within {1000 * self.patience:.0f} ms")
         try:
             arrival = flight.pending.future.result(max(0.0, until - time.monotonic()))
@@ -364,64 +364,10 @@ class Edge:
             raise late
         return arrival
 
-    def _opened(self, flight: Flight, arrival: Arrival) -> dict[str, np.ndarray]:
-        answer = arrival.answer
-        if answer.status == wire.OK:
-            size = flight.beside.size
-            also = [other.at(size) for other in self._also]
-            return packet.read_outputs(self.manifest.at(size), answer, also)
-        detail = packet.told(answer.detail) or "without a reason"
-        if answer.status == wire.EXPIRED:
-            raise DeadlineMissed(f"the server found it too late: {detail}")
-        if answer.status == wire.BUSY:
-            raise Refused(f"the server is full: {detail}")
-        if answer.status == wire.INVALID:
-            raise PacketError(f"the server refused the frame: {detail}")
-        raise LinkDown(f"the server failed: {detail}")
 
-    def _answered(self, flight: Flight, arrival: Arrival, outputs: dict[str, np.ndarray]) -> Result:
-        assert flight.pending is not None
-        answer, away = arrival.answer, 1000 * (arrival.at - flight.pending.sent_at)
-        there = {
-            "server": answer.open_us / 1000,
-            "batch": answer.queue_us / 1000,
-            "tail": answer.compute_us / 1000,
-        }
-        claimed = sum(there.values())
-        share = min(1.0, away / claimed) if claimed else 1.0  # a peer's numbers: at most `away`
-        timings = replace(
-            flight.timings,
-            link=max(0.0, away - claimed),
-            **{word: share * milliseconds for word, milliseconds in there.items()},
-            total=1000 * (arrival.at - flight.captured),
-        )
-        return Result(
-            outputs=outputs,
-            where="cloud",
-            plan=flight.plan.name,
-            confidence=flight.verdict.confidence if flight.verdict else None,
-            timings=timings,
-            sent_bytes=flight.pending.sent_bytes + flight.in_vain,
-        )
-
-    def _result(self, flight: Flight, *, error: SplitrtError | None) -> Result:
-        """An answer made here; by the exit in the server's stead if there is an error."""
-        outputs, plan = flight.outputs, flight.plan.name
-        if outputs is None and flight.exit is not None and flight.empty is None:
-            exits = self.manifest.exit_plan(self.manifest.width(flight.plan))
-            if exits is not None:
-                outputs, plan = flight.exit, exits.name
-        reason = flight.empty if error is None else str(error).splitlines()[0]
-        total = 1000 * (time.monotonic() - flight.captured)
-        return Result(
-            outputs=outputs or {},
-            where="edge" if outputs or flight.empty else None,
-            plan=EMPTY if flight.empty else plan,
-            reason=reason,
-            confidence=flight.verdict.confidence if flight.verdict else None,
-            timings=replace(flight.timings, total=total),
-            sent_bytes=flight.pending.sent_bytes + flight.in_vain if flight.pending else 0,
-        )
+def _differs(codec: Codec | Jpeg) -> TypeGuard[Codec]:
+    """Whether one frame's codes can be a difference to another's."""
+    return codec.codes
 
 
 def _offline(manifest: Manifest) -> str:

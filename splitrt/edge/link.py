@@ -1,27 +1,33 @@
-"""The way to the server: one channel, one stream, a thread that keeps it; answers by number."""
+"""The way to the servers: one channel, one stream, a thread that keeps it; answers by number."""
 
 from __future__ import annotations
 
+import copy
 import logging
+import math
 import queue
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 
 import grpc
 
 from splitrt.core import packet
 from splitrt.core.manifest import Manifest
-from splitrt.errors import LinkDown, LinkError, ModelMismatch, Refused
+from splitrt.edge.ear import Deaf, Ear
+from splitrt.edge.parcel import Arrival, Delta, Parcel, Pending
+from splitrt.edge.trust import Trust
+from splitrt.errors import LinkDown, LinkError, ModelMismatch, Refused, SplitrtError
 from splitrt.wire import tail_pb2 as wire
 from splitrt.wire.tail_pb2_grpc import TailStub
 
 logger = logging.getLogger(__name__)
 
 SILENCE = 1.5  # seconds; gRPC itself notices a dead link after 8 to 106
+ATTEMPT = 1.0  # seconds that a fresh connection may take while silence is given up at SILENCE
+IDLE = 2.0  # seconds without a message before a ping
 FIRST_RETRY, LAST_RETRY, GROWTH = 0.2, 1.0, 1.6  # seconds
 OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),  # a fresh channel is really a fresh connection
@@ -34,70 +40,54 @@ OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """An answer and the time.monotonic() at which it came."""
-
-    answer: wire.Answer
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """A frame's payload as its difference to frame `base`, answered on stream number `stream`."""
-
-    stream: int
-    base: int
-    payload: bytes
-
-
-@dataclass(slots=True, eq=False)
-class Pending:
-    """A frame on its way. `future` ends as an Arrival or a LinkError.
-
-    A frame given up by cancelling the future stays on the link's list until it is answered or the
-    link breaks: it still fills its place and its silence still counts.
-    """
-
-    seq: int
-    sent_at: float
-    sent_bytes: int
-    future: Future[Arrival]
-    stream: int  # counts the connections
-    base: int  # 0: a keyframe
+REFUSALS = (
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.UNAUTHENTICATED,
+)
 
 
 class Link:
-    """Keeps a stream to the server open, whatever happens, until `close`.
+    """Keeps a stream to one of the servers open, whatever happens, until `close`.
 
-    After a break, or `silence` seconds without an answer, the channel is thrown away and a
-    fresh one is opened; frames that were on their way end as LinkDown and are never sent again.
+    addresses: host:port, several with commas; each connection goes to the next of them.
+    After a break, or the ear's silence without an answer, the channel is thrown away and a
+    fresh one is opened. Frames that were on their way end as LinkDown; only where there is another
+    server, those still in time are sent once more, to that one.
     """
 
     def __init__(
         self,
-        address: str,
+        addresses: str,
         manifest: Manifest,
         *,
         connect_timeout: float = 2.0,
-        silence: float = SILENCE,
+        ear: Ear | None = None,
         also: Sequence[Manifest] = (),
         temporal: bool = False,
+        trust: Trust = Trust(),
     ) -> None:
-        self.also = also
-        self.address, self.manifest, self.temporal = address, manifest, temporal
-        self.connect_timeout, self.silence = connect_timeout, silence
+        self._addresses = [one.strip() for one in addresses.split(",") if one.strip()]
+        if not self._addresses:
+            raise LinkError("no server's address\nhelp: host:port, or several with commas")
+        for address in self._addresses:  # what is wrong with it is said now, not in the thread
+            trust.channel(address, []).close()
+        self._turn = 0
+        self.also, self.trust, self.ear = also, trust, ear or Deaf(SILENCE)
+        self.manifest, self.temporal = manifest, temporal
+        self.connect_timeout = connect_timeout
         self.strays = 0  # answers to frames that nobody waits for
         self._lock = threading.Lock()
         self._pending: dict[int, Pending] = {}
-        self._seq = 0
+        self._seq = self._pings = 0
         self._limit = self._bases = self._stream = 0
         self._outbox: queue.SimpleQueue[wire.ToServer | None] = queue.SimpleQueue()
         self._call: grpc.Call | None = None
         self._up, self._tried = threading.Event(), threading.Event()
         self._closed = threading.Event()
-        self._error: LinkError | ModelMismatch = LinkDown(f"no connection to {address} yet")
+        self._pinged: tuple[int, float] | None = None  # number and time of a ping without pong
+        self._spoke = 0.0  # time.monotonic() of the last message that was sent
+        self._error: LinkError | ModelMismatch = LinkDown(f"no connection to {self.address} yet")
         self._thread = threading.Thread(target=self._keep, name="link", daemon=True)
         self._thread.start()
         self._watch = threading.Thread(target=self._watch_silence, name="link-watch", daemon=True)
@@ -108,34 +98,32 @@ class Link:
         """Whether frames can be sent now."""
         return self._up.is_set()
 
-    def send(
-        self,
-        plan: int,
-        payload: bytes,
-        slack: float | None,
-        beside: packet.Beside = packet.Beside(),
-        delta: Delta | None = None,
-    ) -> Pending:
+    @property
+    def address(self) -> str:
+        """The server of this connection, or of the next."""
+        return self._addresses[self._turn % len(self._addresses)]
+
+    def send(self, parcel: Parcel, delta: Delta | None = None) -> Pending:
         """Put a frame on its way. LinkDown, Refused or ModelMismatch at once if that cannot be.
 
         Only the very first frame waits, for the first connection. `delta` goes instead of
-        `payload` if the server still has its base.
+        the parcel's payload if the server still has its base.
         """
-        patience = self.connect_timeout if slack is None else min(slack, self.connect_timeout)
-        self._tried.wait(patience)
+        left = math.inf if parcel.until is None else parcel.until - time.monotonic()
+        self._tried.wait(max(0.0, min(left, self.connect_timeout)))
         with self._lock:
             if not self._up.is_set():
-                raise self._error
+                raise copy.copy(self._error)  # one that is raised again would keep every frame
             if len(self._pending) >= self._limit:
                 raise Refused(f"{self._limit} frames wait for {self.address} already")
             self._seq = self._seq % (2**32 - 1) + 1
-            base = 0
-            if delta is not None and self._kept(delta):
-                payload, base = delta.payload, delta.base
-            message = packet.frame(self._seq, plan, payload, slack, beside, base)
-            size, now = message.ByteSize(), time.monotonic()
-            pending = Pending(self._seq, now, size, Future(), self._stream, base)
+            kept = delta if delta is not None and self._kept(delta) else None
+            self._spoke = now = time.monotonic()
+            message = parcel.message(self._seq, now, kept)
+            base, size = 0 if kept is None else kept.base, message.ByteSize()
+            pending = Pending(self._seq, now, size, Future(), self._stream, base, parcel, last=now)
             self._pending[self._seq] = pending
+            self.ear.sent(self._seq, size, now)  # before an answer can come
             self._outbox.put(message)
         return pending
 
@@ -151,46 +139,89 @@ class Link:
         return delta.stream == self._stream and 0 < self._seq - delta.base <= self._bases
 
     def _keep(self) -> None:
-        """Connect, deliver until the stream breaks, wait a little, again."""
-        wait = FIRST_RETRY
+        """Connect, deliver until the stream breaks, wait a little, again with the next server."""
+        wait, failed = FIRST_RETRY, 0
         while not self._closed.is_set():
-            with grpc.insecure_channel(self.address, [*OPTIONS, *self._sizes()]) as channel:
-                try:
-                    self._deliver(channel)
-                except (grpc.RpcError, LinkError, ModelMismatch) as error:
-                    if not isinstance(self._error, ModelMismatch):  # kept until a Welcome
-                        self._error = renamed(error, self.address)
+            started, attempt = time.monotonic(), self._attempt(failed)
+            try:
+                with self.trust.channel(self.address, [*OPTIONS, *self._sizes()]) as channel:
+                    self._deliver(channel, attempt)
+            except (grpc.RpcError, SplitrtError) as error:
+                if not isinstance(self._error, ModelMismatch):  # kept until a Welcome
+                    self._error = renamed(error, self.address)
             was_up = self._up.is_set()
-            self._down()
+            failed = 0 if was_up else failed + 1
+            self._turn += 1
+            self._down(keep=failed < len(self._addresses) > 1 and not self._closed.is_set())
             self._tried.set()
             wait = FIRST_RETRY if was_up else min(wait * GROWTH, LAST_RETRY)
-            self._closed.wait(wait * random.uniform(0.8, 1.2))
+            if failed >= len(self._addresses) or len(self._addresses) == 1:
+                passed = 0.0 if was_up else time.monotonic() - started
+                self._closed.wait(max(0.0, wait * random.uniform(0.8, 1.2) - passed))
+        self._down(keep=False)  # nobody comes for what was kept
 
-    def _deliver(self, channel: grpc.Channel) -> None:
+    def _attempt(self, failed: int) -> float:
+        """Seconds that the next connection may take; every third that fails is given longer."""
+        patience = self.ear.silence() / SILENCE * ATTEMPT
+        return min(self.connect_timeout, patience * (2 if failed % 3 == 2 else 1))
+
+    def _deliver(self, channel: grpc.Channel, attempt: float) -> None:
+        started = time.monotonic()
         self._outbox = queue.SimpleQueue()
         hello = packet.hello(self.manifest, also=self.also, temporal=self.temporal)
         self._outbox.put(wire.ToServer(hello=hello))
-        call = TailStub(channel).Stream(self._outgoing(self._outbox))
+        outgoing = self._outgoing(self._outbox)
+        call = TailStub(channel).Stream(outgoing, metadata=self.trust.metadata)
         self._call = call
-        alarm = threading.Timer(self.connect_timeout, self._unless_up(call))
+        if self._closed.is_set():  # `close` may have come before there was a call to cancel
+            call.cancel()
+        alarm = threading.Timer(attempt, self._unless_up(call))
         alarm.daemon = True
         alarm.start()
         try:
             for message in call:
                 if message.HasField("welcome"):
-                    self._limit = max(1, message.welcome.max_inflight)
-                    self._bases = message.welcome.bases
-                    self._stream += 1
-                    self._error = LinkDown(f"no connection to {self.address}")
-                    self._up.set()
-                    self._tried.set()
+                    self._open(message.welcome, time.monotonic() - started)
                 elif message.HasField("answer"):
                     self._arrive(message.answer)
+                elif message.HasField("pong"):
+                    self._ponged(message.pong)
             raise LinkDown(f"{self.address} ended the stream")
         finally:
             alarm.cancel()
             self._outbox.put(None)
             self._call = None
+
+    def _open(self, welcome: wire.Welcome, took: float) -> None:
+        """The server is ready: frames that a lost one left and that are in time go again."""
+        if self._up.is_set():
+            return  # once a connection
+        with self._lock:
+            self._limit, self._bases = max(1, welcome.max_inflight), welcome.bases
+            self._stream += 1
+            self._pinged = None
+            self._spoke = now = time.monotonic()
+            late = [pending for pending in self._pending.values() if not pending.fresh(now)]
+            for pending in late:
+                del self._pending[pending.seq]
+            self.ear.opened(took)
+            for pending in self._pending.values():
+                pending.again, pending.base, pending.stream = True, 0, self._stream
+                message = pending.parcel.message(pending.seq, now)
+                pending.sent_bytes += message.ByteSize()
+                pending.last = now
+                self.ear.sent(pending.seq, message.ByteSize(), now)
+                self._outbox.put(message)
+            lost, self._error = self._error, LinkDown(f"no connection to {self.address}")
+            self._up.set()
+        _fail(late, lost)
+        self._tried.set()
+
+    def _ponged(self, pong: wire.Pong) -> None:
+        pinged = self._pinged
+        if pinged is not None and pong.seq == pinged[0]:
+            self._pinged = None
+            self.ear.opened(time.monotonic() - pinged[1])
 
     def _unless_up(self, call: grpc.Call) -> Callable[[], None]:
         return lambda: None if self._up.is_set() else call.cancel()
@@ -200,44 +231,66 @@ class Link:
             yield message
 
     def _arrive(self, answer: wire.Answer) -> None:
+        now = time.monotonic()
         with self._lock:
             pending = self._pending.pop(answer.seq, None)
+        if pending is not None:
+            self.ear.answered(answer.seq, answer, now)
         if pending is None or not pending.future.set_running_or_notify_cancel():
             self.strays += 1
             return
-        pending.future.set_result(Arrival(answer, time.monotonic()))
+        pending.future.set_result(Arrival(answer, now))
 
     def _watch_silence(self) -> None:
-        """The application's own timer: hang up when the oldest frame has waited too long."""
-        while not self._closed.wait(self.silence / 5):
+        """The application's own timer: hang up when the oldest message has waited too long."""
+        while not self._closed.wait(self.ear.silence() / 5):
+            silence = self.ear.silence()
             with self._lock:
-                oldest = min((p.sent_at for p in self._pending.values()), default=None)
-            if (
-                oldest is not None
-                and time.monotonic() - oldest > self.silence
-                and self._up.is_set()
-            ):
-                logger.warning("%s silent for %.1f s: a fresh channel", self.address, self.silence)
+                if not self._up.is_set():
+                    continue
+                now = time.monotonic()
+                waiting = [pending.last for pending in self._pending.values()]
+                waiting += [self._pinged[1]] if self._pinged is not None else []
+                idle = not waiting and now - self._spoke > IDLE
+                if idle:
+                    self._ping(now)
+            if waiting and now - min(waiting) > silence:
+                logger.warning("%s silent for %.1f s: a fresh channel", self.address, silence)
                 self._hang_up()
+
+    def _ping(self, now: float) -> None:
+        number = self._pings = self._pings % (2**32 - 1) + 1
+        self._pinged, self._spoke = (number, now), now
+        self._outbox.put(wire.ToServer(ping=wire.Ping(seq=number)))
 
     def _hang_up(self) -> None:
         call = self._call
         if call is not None:
             call.cancel()
 
-    def _down(self) -> None:
-        """Nothing more is sent; what was on its way ends with the error of the break."""
+    def _down(self, *, keep: bool) -> None:
+        """Nothing more is sent; what was on its way ends with the error of the break.
+
+        keep: frames that are in time wait for the next server.
+        """
+        now = time.monotonic()
         with self._lock:
             self._up.clear()
-            lost = list(self._pending.values())
-            self._pending.clear()
-        for pending in lost:
-            if pending.future.set_running_or_notify_cancel():
-                pending.future.set_exception(self._error)
+            lost = [p for p in self._pending.values() if not (keep and p.fresh(now))]
+            for pending in lost:
+                del self._pending[pending.seq]
+        _fail(lost, self._error)
+        self.ear.broke()
 
     def _sizes(self) -> list[tuple[str, int]]:
         largest = packet.largest_answer(self.manifest, self.also)
         return [("grpc.max_receive_message_length", largest)]
+
+
+def _fail(lost: Sequence[Pending], error: Exception) -> None:
+    for pending in lost:
+        if pending.future.set_running_or_notify_cancel():
+            pending.future.set_exception(copy.copy(error))
 
 
 def renamed(error: Exception, address: str) -> LinkError | ModelMismatch:
@@ -249,8 +302,17 @@ def renamed(error: Exception, address: str) -> LinkError | ModelMismatch:
     logger.debug("%s: %s %s", address, code, detail)
     if code == grpc.StatusCode.FAILED_PRECONDITION:
         return ModelMismatch(detail)
-    if code in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.PERMISSION_DENIED):
+    if code in REFUSALS:
         return Refused(f"{address}: {detail}")
+    if code == grpc.StatusCode.UNAVAILABLE and "handshake failed" in detail:
+        return Refused(
+            f"{address}: the TLS handshake failed\n"
+            "help: the ca must vouch for the server, by the name that it is called here"
+        )
+    if code == grpc.StatusCode.UNAVAILABLE and "Socket closed" in detail:
+        return LinkDown(
+            f"{address} hung up\nhelp: if it always does, it wants TLS, or another certificate"
+        )
     if code == grpc.StatusCode.UNAVAILABLE:
         return LinkDown(f"{address} cannot be reached")
     if code == grpc.StatusCode.CANCELLED:

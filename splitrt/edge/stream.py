@@ -15,7 +15,8 @@ from splitrt.edge.still import Still
 from splitrt.errors import ModelMismatch, PacketError, SplitrtError
 
 if TYPE_CHECKING:
-    from splitrt.edge.edge import Edge, Flight
+    from splitrt.edge.edge import Edge
+    from splitrt.edge.flight import Flight
 
 LEAVING = 2.0  # seconds that a source which blocks is waited for
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from splitrt.core import delta
 from splitrt.core.codec import Codec
-from splitrt.edge.link import Delta, Pending
+from splitrt.edge.parcel import Delta, Pending
 from splitrt.errors import SplitrtError
 from splitrt.wire import tail_pb2 as wire
 

@@ -30,7 +30,6 @@ from splitrt.train.frames import Frames
 
 QUALITIES = {"JPEG": (10, 20, 40, 60, 80), "WEBP": (1, 5, 20, 40, 60)}
 TIMED = 100  # frames that go one by one, for the milliseconds
-PATIENCE = 30.0  # seconds a frame may take while scoring
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,9 +215,7 @@ def _plan(
     folder: Path, server: Server, plan: str, frames: Frames, right: np.ndarray, threads: int
 ) -> tuple[PlanScore, Answers]:
     pinned = None if plan == "auto" else plan
-    with Edge(
-        folder, cloud=server.address, plan=pinned, deadline=PATIENCE, threads=threads
-    ) as edge:
+    with Edge(folder, cloud=server.address, plan=pinned, threads=threads) as edge:
         results = [result for _, result in edge.stream(_capture(frames))]
         timed = [edge(image) for image in frames.images[:TIMED]]
     told = [result.where is not None and result.reason is None for result in results]

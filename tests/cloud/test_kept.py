@@ -194,12 +194,12 @@ def test_a_thousand_differences_of_strangers_leave_memory_and_answers_as_they_we
 def test_streams_that_end_give_their_room_back(server, manifest):
     import time
 
-    free = server._shelf.free
+    free = server._front.shelf.free
     lines = [Line(server.address, manifest) for _ in range(20)]
-    assert server._shelf.free == free - 20
+    assert server._front.shelf.free == free - 20
     for one in lines:
         one.close()
     until = time.monotonic() + 10
-    while server._shelf.free < free and time.monotonic() < until:
+    while server._front.shelf.free < free and time.monotonic() < until:
         time.sleep(0.02)
-    assert server._shelf.free == free
+    assert server._front.shelf.free == free

@@ -10,7 +10,7 @@ import zipfile
 import pytest
 import torch
 
-from splitrt.cloud.program import load_program
+from splitrt.cloud.program import load_program, prepare
 from splitrt.cloud.tail import Tail
 from splitrt.core.manifest import Manifest, Output
 from splitrt.errors import ModelError
@@ -163,3 +163,54 @@ def test_outputs_have_the_promised_type(model_dir, kind):
     tail = Tail(model_dir, promising(model_dir, dtype=kind), threads=1)
     (array,) = tail.run(torch.zeros(2, *tail.manifest.cut.shape))
     assert array.dtype == kind and array.shape == (2, 10)
+
+
+class Convolutions(torch.nn.Module):
+    """Plain, strided, grouped, dilated and pointwise ones, some right after another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(
+            torch.nn.Conv2d(8, 16, 3, padding=1),
+            torch.nn.Conv2d(16, 16, 3, stride=2, padding=1, groups=16, bias=False),
+            torch.nn.ReLU(),
+            torch.nn.Conv2d(16, 24, 3, padding=2, dilation=2, groups=2),
+            torch.nn.Conv2d(24, 4, 1),
+        )
+        self.unused = torch.nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+def exported(sizes: dict[int, torch.export.Dim]) -> torch.fx.GraphModule:
+    torch.manual_seed(0)
+    model = Convolutions().eval()
+    return torch.export.export(
+        model, (torch.zeros(2, 8, 12, 12),), dynamic_shapes={"x": sizes}
+    ).module()
+
+
+def kinds(module: torch.fx.GraphModule) -> list[str]:
+    calls = (node for node in module.graph.nodes if node.op == "call_function")
+    return [str(node.target) for node in calls]
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+def test_ordered_weights_answer_as_the_program_does():
+    plain, ordered = (exported({0: torch.export.Dim("batch", min=1, max=64)}) for _ in range(2))
+    prepare(ordered, torch.device("cpu"))
+    assert "aten.conv2d.default" not in kinds(ordered)
+    for count in (1, 2, 16, 33):
+        x = torch.randn(count, 8, 12, 12, generator=torch.Generator().manual_seed(count))
+        torch.testing.assert_close(ordered(x), plain(x), rtol=1e-5, atol=1e-5)
+        assert torch.equal(ordered(x), ordered(x))
+
+
+def test_convolutions_of_changing_sizes_stay_as_they_are():
+    sizes = {0: torch.export.Dim("batch", max=64), 2: torch.export.Dim("height", min=8, max=64)}
+    plain, prepared = exported(sizes), exported(sizes)
+    prepare(prepared, torch.device("cpu"))
+    assert kinds(prepared).count("aten.conv2d.default") == 4
+    x = torch.randn(3, 8, 20, 12, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(prepared(x), plain(x))

@@ -54,3 +54,17 @@ def test_an_unknown_link_names_the_nearest():
     assert links.link("0.5mbps").median_mbps == 0.5
     with pytest.raises(SplitrtError):
         links.link("-1mbps")
+
+
+def test_a_link_is_found_by_kind_by_rate_or_by_its_trace(tmp_path):
+    (tmp_path / "drive.csv").write_text("0,1\n1,2\n")
+    assert links.find(str(tmp_path / "drive.csv")).mbps.tolist() == [1, 1, 1, 1]
+    assert links.find("4mbps", seconds=2).mbps.tolist() == [4] * 8
+    one = links.find("umts", seconds=60, seed=1)
+    assert np.array_equal(one.mbps, links.generate(links.link("umts"), 60, 1).mbps)
+    with pytest.raises(SplitrtError, match=r"did you mean 'drive\.csv'"):
+        links.find(str(tmp_path / "drives.csv"))
+    with pytest.raises(SplitrtError, match=r"no trace at nothing-like-it\.csv\nhelp"):
+        links.find("nothing-like-it.csv")
+    with pytest.raises(SplitrtError, match="lte-fair"):
+        links.find("lte-fare")

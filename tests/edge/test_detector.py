@@ -15,9 +15,10 @@ from splitrt.cloud import Server
 from splitrt.core import packet
 from splitrt.train import Pixels
 from splitrt.wire import tail_pb2 as wire
+from tests.attacks.test_lying_server import lying
 from tests.core.test_manifest import edited
 from tests.detector import anchors, detector
-from tests.edge.test_loopback import lying, served
+from tests.edge.test_loopback import served
 
 WHOLE = detector()
 SIZES = [(64, 64), (96, 160), (160, 64), (160, 192)]

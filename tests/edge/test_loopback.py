@@ -8,9 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -30,10 +28,8 @@ from splitrt import (
 )
 from splitrt.cloud import Server
 from splitrt.edge.link import OPTIONS
-from splitrt.wire import tail_pb2 as wire
-from splitrt.wire.tail_pb2_grpc import TailServicer, add_TailServicer_to_server
+from splitrt.relay import Relay
 from tests.conftest import pictures
-from tests.relay import Relay
 
 
 def frames(count: int) -> Iterator[Frame]:
@@ -186,7 +182,7 @@ def test_a_late_answer_is_not_an_answer(model_dir, plain_dir, server, image):
     with Relay(server.address) as relay:
         with Edge(model_dir, cloud=relay.address, plan="q4", deadline=0.3) as edge:
             assert soon(lambda: edge(image).where == "cloud")
-            relay.delay = 0.6
+            relay.rtt = 0.6
             result = edge(image)
             assert (result.where, result.plan) == ("edge", "exit")
             assert "300 ms" in result.reason
@@ -197,7 +193,7 @@ def test_a_late_answer_without_a_stand_in_is_deadline_missed(plain_dir, image):
     with Server(plain_dir, port=0, threads=1) as server, Relay(server.address) as relay:
         with Edge(plain_dir, cloud=relay.address, plan="f16", deadline=0.3) as edge:
             assert soon(lambda: next(iter(edge.stream(frames(1))))[1].where == "cloud")
-            relay.delay = 0.6
+            relay.rtt = 0.6
             with pytest.raises(DeadlineMissed):
                 edge(image)
 
@@ -231,10 +227,10 @@ def test_a_black_hole_is_left_after_the_silence(model_dir, server, image):
 
 def test_a_message_cut_in_the_middle_harms_nobody(model_dir, server, image):
     with Relay(server.address) as relay:
-        relay.truncate_after = 400
+        relay.truncate = 400
         with Edge(model_dir, cloud=relay.address, plan="f32", deadline=0.5) as edge:
             assert all(edge(image).where == "edge" for _ in range(3))
-            relay.truncate_after = None
+            relay.truncate = None
             assert soon(lambda: edge(image).where == "cloud")
 
 
@@ -264,83 +260,6 @@ def test_a_server_closes_at_once_after_its_last_answers(model_dir, image):
         server.close()
         assert time.monotonic() - started < 2  # though the device is still connected
         assert [edge.land(flight)[0].where for flight in flights] == ["cloud"] * 8
-
-
-class Liar(TailServicer):
-    """A server that answers a frame with whatever `answers` makes of it."""
-
-    def __init__(self, answers: Callable[[wire.Frame], list[wire.Answer]]) -> None:
-        self.answers = answers
-
-    def Stream(self, messages, context):
-        next(messages)
-        yield wire.ToEdge(welcome=wire.Welcome(protocol=1, max_inflight=8))
-        for message in messages:
-            for answer in self.answers(message.frame):
-                yield wire.ToEdge(answer=answer)
-
-
-@contextmanager
-def lying(answers: Callable[[wire.Frame], list[wire.Answer]]) -> Iterator[str]:
-    server = grpc.server(ThreadPoolExecutor(4))
-    add_TailServicer_to_server(Liar(answers), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield f"127.0.0.1:{port}"
-    server.stop(0).wait()
-
-
-def logits(seq: int, count: int = 10, shape: int = 10, value: float = 0.0, **more) -> wire.Answer:
-    data = np.full(count, value, np.float32).tobytes()
-    return wire.Answer(
-        seq=seq, status=wire.OK, outputs=[wire.Tensor(shape=[shape], data=data)], **more
-    )
-
-
-@pytest.mark.parametrize(
-    ("answers", "words"),
-    [
-        (lambda f: [logits(f.seq, 9, 9)], "shape"),
-        (lambda f: [logits(f.seq, 9)], "36 bytes, 40 wanted"),
-        (lambda f: [logits(f.seq, 10, 2**32 - 1)], "shape"),
-        (lambda f: [logits(f.seq, value=np.nan)], "NaN"),
-        (lambda f: [logits(f.seq, value=np.inf)], "infinity"),
-        (lambda f: [wire.Answer(seq=f.seq, status=wire.OK)], "0 outputs"),
-        (lambda f: [wire.Answer(seq=f.seq)], "failed"),
-        (lambda f: [wire.Answer(seq=f.seq, status=wire.INVALID, detail="\x1b[2Jno")], r"\?\[2Jno"),
-        (lambda f: [logits(f.seq, 25_000_000, 25_000_000)], "no answer|larger than max"),
-        (lambda f: [logits(f.seq + 1000)], "no answer"),
-    ],
-)
-def test_a_lying_server_gets_no_answer_accepted(model_dir, image, answers, words):
-    with lying(answers) as address:
-        with Edge(model_dir, cloud=address, plan="q4", deadline=0.5) as edge:
-            result = edge(image)
-    assert (result.where, result.plan) == ("edge", "exit")
-    assert re.search(words, result.reason), result.reason
-
-
-def test_unknown_and_repeated_answers_are_counted_and_the_first_one_holds(model_dir, image):
-    def answers(frame):
-        return [
-            logits(frame.seq + 7, value=3.0),
-            logits(frame.seq, value=1.0),
-            logits(frame.seq, value=2.0),
-        ]
-
-    with lying(answers) as address:
-        with Edge(model_dir, cloud=address, plan="q4", deadline=5) as edge:
-            for _ in range(3):
-                assert edge(image).outputs["logits"].tolist() == [1.0] * 10
-            assert soon(lambda: edge._link.strays == 6)
-
-
-def test_times_that_a_server_claims_are_never_more_than_it_took(model_dir, image):
-    with lying(lambda f: [logits(f.seq, queue_us=2**32 - 1, compute_us=2**32 - 1)]) as address:
-        with Edge(model_dir, cloud=address, plan="q4", deadline=5) as edge:
-            timings = edge(image).timings
-    there = timings.server + timings.batch + timings.tail
-    assert there > 0 and timings.link + there <= timings.total
 
 
 def test_every_channel_option_is_one_that_grpc_knows(server):

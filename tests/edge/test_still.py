@@ -17,8 +17,8 @@ from splitrt import Edge, Frame, Result, Similar, SplitrtError
 from splitrt.core.manifest import Manifest
 from splitrt.edge.still import Still
 from splitrt.errors import ModelError
+from splitrt.relay import Relay
 from tests.conftest import pictures
-from tests.relay import Relay
 
 STILL, OTHER = pictures(2, seed=6).images
 ANSWER = Result({"logits": np.arange(3.0)}, "cloud", "q4")

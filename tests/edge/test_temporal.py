@@ -14,12 +14,13 @@ from splitrt.cloud import Server
 from splitrt.core import delta, packet
 from splitrt.core.codec import Codec
 from splitrt.core.delta import KEPT
-from splitrt.edge.link import Arrival, Delta, Pending
+from splitrt.edge.parcel import Arrival, Delta, Parcel, Pending
 from splitrt.edge.temporal import Temporal
+from splitrt.relay import Relay
 from splitrt.wire import tail_pb2 as wire
+from tests.attacks.test_lying_server import lying
 from tests.conftest import pictures
-from tests.edge.test_loopback import lying, soon
-from tests.relay import Relay
+from tests.edge.test_loopback import soon
 
 CODEC = Codec(4, "zstd", [800])
 KEY = bytes(401)
@@ -45,7 +46,7 @@ def sent(
     temporal: Temporal, seq: int, base: int = 0, status: int | None = wire.OK, stream: int = 1
 ) -> Pending:
     """A frame of zeros that went, and its answer; None: not yet."""
-    pending = Pending(seq, 0.0, 100, Future(), stream, base)
+    pending = Pending(seq, 0.0, 100, Future(), stream, base, Parcel(0, b""))
     if status is not None:
         pending.future.set_result(Arrival(wire.Answer(seq=seq, status=status), 0.0))
     temporal.remember(pending, "q4", bytes(400))

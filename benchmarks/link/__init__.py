@@ -1,0 +1,1 @@
+"""The controller on replayed links, against a clairvoyant and simpler rules."""

@@ -1,0 +1,86 @@
+"""How much each device may send: two buckets that fill with time, of frames and of bytes."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from splitrt.errors import SplitrtError
+
+MOST_DEVICES = 10_000  # whose buckets are kept; the one not seen for longest is forgotten
+EXACT = 1e-6  # seconds: what rounding may leave over
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What one device may send a second; None: as much as it likes.
+
+    burst: seconds' worth that may come at once.
+    """
+
+    frames_per_second: float | None = None
+    bytes_per_second: float | None = None
+    burst: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("frames_per_second", "bytes_per_second", "burst"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise SplitrtError(f"{name} = {value}\nhelp: a number of more than 0")
+
+
+class Bucket:
+    """Fills by `rate` a second up to `room`. Starts full."""
+
+    def __init__(self, rate: float, room: float, now: float) -> None:
+        self.rate, self.room = rate, room
+        self._level, self._at = room, now
+
+    def wait(self, amount: float, now: float) -> float:
+        """Seconds until so much may be taken; more than `room` may be when it is full."""
+        self._level = min(self.room, self._level + (now - self._at) * self.rate)
+        self._at = now
+        missing = (min(amount, self.room) - self._level) / self.rate
+        return missing if missing > EXACT else 0.0
+
+    def take(self, amount: float) -> None:
+        """Take it, though the bucket be in debt afterwards."""
+        self._level -= amount
+
+
+class Quotas:
+    """The buckets of all devices. Used by the server's loop."""
+
+    def __init__(self, quota: Quota) -> None:
+        self.quota = quota
+        self.limited = (quota.frames_per_second, quota.bytes_per_second) != (None, None)
+        self._devices: OrderedDict[str, list[tuple[Bucket, bool]]] = OrderedDict()
+
+    def wait(self, device: str, size: int, now: float) -> float:
+        """0 if a frame of so many bytes may come now, and it is counted; else seconds until then.
+
+        A frame that is refused costs nothing.
+        """
+        buckets = self._of(device, now)
+        amounts = [(bucket, size if in_bytes else 1) for bucket, in_bytes in buckets]
+        missing = max((bucket.wait(amount, now) for bucket, amount in amounts), default=0.0)
+        if not missing:
+            for bucket, amount in amounts:
+                bucket.take(amount)
+        return missing
+
+    def _of(self, device: str, now: float) -> list[tuple[Bucket, bool]]:
+        """That device's buckets, and whether each counts bytes."""
+        if device in self._devices:
+            self._devices.move_to_end(device)
+            return self._devices[device]
+        quota, buckets = self.quota, []
+        if (frames := quota.frames_per_second) is not None:
+            buckets.append((Bucket(frames, max(1.0, frames * quota.burst), now), False))
+        if (size := quota.bytes_per_second) is not None:
+            buckets.append((Bucket(size, size * quota.burst, now), True))
+        self._devices[device] = buckets
+        if len(self._devices) > MOST_DEVICES:
+            self._devices.popitem(last=False)
+        return buckets

@@ -1,0 +1,134 @@
+"""A frame between head and result, and how it ends: by the server's answer, or here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from splitrt.core import packet
+from splitrt.core.control import Decision
+from splitrt.core.gate import Verdict
+from splitrt.core.manifest import Manifest, Plan
+from splitrt.core.result import Result, Timings
+from splitrt.edge.parcel import Arrival, Parcel, Pending
+from splitrt.edge.pilot import Pilot
+from splitrt.errors import (
+    DeadlineMissed,
+    LinkDown,
+    PacketError,
+    Refused,
+    SplitrtError,
+)
+from splitrt.wire import tail_pb2 as wire
+
+EMPTY = "empty"  # the plan of a frame that the filter dropped
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Course:
+    """How the next frames go: all of it changes at once, while another thread launches frames.
+
+    gated: frames of which the exit is sure stay here.  pilot: chooses each frame's plan.
+    """
+
+    plan: Plan
+    gated: bool
+    pilot: Pilot | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """A frame between head and result."""
+
+    captured: float  # time.monotonic()
+    course: Course
+    plan: Plan
+    beside: packet.Beside = field(default_factory=packet.Beside)
+    timings: Timings = field(default_factory=Timings)
+    outputs: dict[str, np.ndarray] | None = None  # answered here already
+    exit: dict[str, np.ndarray] | None = None  # the local exit's answer, to stand in
+    empty: str | None = None  # why it was dropped
+    verdict: Verdict | None = None
+    decision: Decision | None = None  # the controller's, where it sends the frame
+    why: str | None = None  # it was not sent, in the controller's words
+    pending: Pending | None = None
+    parcel: Parcel | None = None  # as a keyframe
+    packed: bytes | None = None  # its codes
+    in_vain: int = 0  # bytes of a message that the server could not open
+    error: SplitrtError | None = None  # why it was not sent
+
+    @property
+    def alike(self) -> str:
+        """Frames of one such word can be differences to each other."""
+        return f"{self.plan.name} {self.beside.size}"
+
+
+def opened(
+    flight: Flight, arrival: Arrival, manifest: Manifest, also: Sequence[Manifest]
+) -> dict[str, np.ndarray]:
+    """The outputs of an answer; else the error that its status stands for."""
+    answer = arrival.answer
+    if answer.status == wire.OK:
+        size = flight.beside.size
+        others = [other.at(size) for other in also]
+        return packet.read_outputs(manifest.at(size), answer, others)
+    detail = packet.told(answer.detail) or "without a reason"
+    if answer.status == wire.STALE:
+        raise Refused(f"the server holds another model by now: {detail}")
+    if answer.status == wire.EXPIRED:
+        raise DeadlineMissed(f"the server found it too late: {detail}")
+    if answer.status == wire.BUSY:
+        raise Refused(f"the server is full: {detail}")
+    if answer.status == wire.INVALID:
+        raise PacketError(f"the server refused the frame: {detail}")
+    raise LinkDown(f"the server failed: {detail}")
+
+
+def answered(flight: Flight, arrival: Arrival, outputs: dict[str, np.ndarray]) -> Result:
+    """The server's answer, with the times of the way and of the server."""
+    assert flight.pending is not None
+    answer, away = arrival.answer, 1000 * (arrival.at - flight.pending.sent_at)
+    there = {
+        "server": answer.open_us / 1000,
+        "batch": answer.queue_us / 1000,
+        "tail": answer.compute_us / 1000,
+    }
+    claimed = sum(there.values())
+    share = min(1.0, away / claimed) if claimed else 1.0  # a peer's numbers: at most `away`
+    timings = replace(
+        flight.timings,
+        link=max(0.0, away - claimed),
+        **{word: share * milliseconds for word, milliseconds in there.items()},
+        total=1000 * (arrival.at - flight.captured),
+    )
+    return Result(
+        outputs=outputs,
+        where="cloud",
+        plan=flight.plan.name,
+        confidence=flight.verdict.confidence if flight.verdict else None,
+        timings=timings,
+        sent_bytes=flight.pending.sent_bytes + flight.in_vain,
+    )
+
+
+def ended(flight: Flight, manifest: Manifest, error: SplitrtError | None) -> Result:
+    """An answer made here; by the exit in the server's stead if there is an error."""
+    outputs, plan = flight.outputs, flight.plan.name
+    if outputs is None and flight.exit is not None and flight.empty is None:
+        exits = manifest.exit_plan(manifest.width(flight.plan))
+        if exits is not None:
+            outputs, plan = flight.exit, exits.name
+    reason = flight.empty or flight.why if error is None else str(error).splitlines()[0]
+    total = 1000 * (time.monotonic() - flight.captured)
+    return Result(
+        outputs=outputs or {},
+        where="edge" if outputs or flight.empty else None,
+        plan=EMPTY if flight.empty else plan,
+        reason=reason,
+        confidence=flight.verdict.confidence if flight.verdict else None,
+        timings=replace(flight.timings, total=total),
+        sent_bytes=flight.pending.sent_bytes + flight.in_vain if flight.pending else 0,
+    )
