@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from splitrt.core import budget, control
 from splitrt.core.budget import Budget
 from splitrt.core.control import Decision
+from splitrt.core.forecast import ENVELOPE
 from splitrt.core.manifest import ExitRecord, Manifest, Plan, Width
 from splitrt.core.pareto import Cost, dominated
 from splitrt.core.plan import Local, Option, Price, worth
 from splitrt.errors import SplitrtError
 from splitrt.wire import tail_pb2 as wire
 
-ENVELOPE = 16  # bytes of a message around the payload
 LONGEST_HOLD = 10.0  # seconds for which a server's word keeps frames back
 
 
@@ -169,7 +169,7 @@ class Pilot:
 def able(manifest: Manifest) -> bool:
     """Whether there is a record to choose by: bytes and accuracy of the default plan."""
     default = manifest.plan(manifest.default_plan)
-    return default.place == "cloud" and _recorded(default)
+    return default.place == "cloud" and None not in (default.bytes_mean, default.accuracy)
 
 
 def options(manifest: Manifest, seconds: Mapping[str, float], caps: Caps) -> list[Option]:
@@ -185,10 +185,6 @@ def options(manifest: Manifest, seconds: Mapping[str, float], caps: Caps) -> lis
     costs = [Cost(one.bytes, one.accuracy, int(1e6 * one.head)) for one in found]
     pairs = zip(found, dominated(costs), strict=True)
     return [option for option, beaten in pairs if not beaten]
-
-
-def _recorded(plan: Plan) -> bool:
-    return plan.bytes_mean is not None and plan.accuracy is not None
 
 
 def _accuracy(plan: Plan | None) -> float | None:
