@@ -54,6 +54,7 @@ def _write(folder: Path, shipped: dict[str, Any], outputs: list[dict[str, Any]])
     width = next(one for one in shipped["widths"] if one["name"] == WIDTH)
     kept = {key: width[key] for key in ("name", "shape", "head")}
     coded = next(one for one in shipped["plans"] if one["name"] == CODED)
+    codecs = {key: one for key, one in shipped["codecs"].items() if one["coder"] != "jpeg"}
     raw = {"name": PLANS[0], "place": "cloud", "width": WIDTH, "codec": "u8"}
     names = sorted(path.name for path in folder.iterdir())
     manifest = {
@@ -64,7 +65,7 @@ def _write(folder: Path, shipped: dict[str, Any], outputs: list[dict[str, Any]])
         "cut": shipped["cut"],
         "outputs": outputs,
         "widths": [kept],
-        "codecs": {**shipped["codecs"], "u8": {"bits": 8, "coder": "raw"}},
+        "codecs": {**codecs, "u8": {"bits": 8, "coder": "raw"}},
         "plans": [raw, coded],
         "files": {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names},
     }
