@@ -8,6 +8,7 @@ import math
 import re
 import sys
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,12 +30,14 @@ SHARED = ("scales.safetensors", "tables.safetensors")
 LARGEST_MANIFEST = 4 << 20
 LARGEST_FILE = LARGEST_FOLDER = 4 << 30
 LARGEST_TENSOR = 1 << 28  # elements
+ROUNDED = 0.01  # by which shares may miss 1
 MOST_DOTS = 100  # in a line: tomllib takes time and memory by the square of a key's parts
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 Size = Annotated[int, Field(ge=1, le=LARGEST_TENSOR)]
 Shape = Annotated[list[Size], Field(max_length=8)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Bins = Annotated[list[Share], Field(max_length=100)]
 
 
 class Part(BaseModel):
@@ -93,7 +96,8 @@ class CodecSpec(Part):
 class Plan(Part):
     """One way a frame may go, with its record on held-out frames: bytes of the payload, accuracy.
 
-    Where those frames had no labels, accuracy is agreement with the whole model.
+    Where those frames had no labels, accuracy is agreement with the whole model. bins: in the
+    cloud, accuracy in each bin of the confidence of its width's exit; see ExitRecord.
 
     In the cloud: the head of `width`, then `codec`, zstd with `dictionary` where there is one; by
     jpeg the picture itself goes, and of the head only the exit, which stands in, is run.
@@ -109,6 +113,7 @@ class Plan(Part):
     bytes_p50: int | None = None
     bytes_p95: int | None = None
     accuracy: Share | None = None
+    bins: Bins = []
     head_macs: int | None = None
 
     @property
@@ -131,6 +136,9 @@ class ExitRecord(Part):
 
     A frame is sure when its `measure` reaches `threshold`: the best class's probability, its
     lead over the second, or 1 minus the entropy as a share of the largest possible.
+
+    bins: accuracy in each bin of the calibrated probability of the best class, surest last; shares:
+    of the frames in it; edges: between one bin and the next, which begins there.
     """
 
     output: str
@@ -142,6 +150,22 @@ class ExitRecord(Part):
     sure_accuracy: Share | None = None
     ece: Share | None = None
     steps: Annotated[list[ExitStep], Field(max_length=100)] = []
+    edges: Bins = []
+    shares: Bins = []
+    bins: Bins = []
+
+    @model_validator(mode="after")
+    def _binned(self) -> ExitRecord:
+        if not self.bins and not self.shares and not self.edges:
+            return self
+        if not len(self.bins) == len(self.shares) == len(self.edges) + 1:
+            found = f"{len(self.bins)} bins, {len(self.shares)} shares, {len(self.edges)} edges"
+            raise ValueError(f"{found}; wanted as many bins as shares, one more than edges")
+        if any(low >= high for low, high in pairwise(self.edges)):
+            raise ValueError("the edges of an exit's bins do not ascend")
+        if abs(sum(self.shares) - 1) > ROUNDED:
+            raise ValueError(f"the shares of an exit's bins sum to {sum(self.shares):.3f}, not 1")
+        return self
 
 
 class FilterRecord(Part):
@@ -363,6 +387,13 @@ class Manifest(Part):
     def _check_plan(self, plan: Plan) -> None:
         if plan.width is not None and plan.width not in [width.name for width in self.widths]:
             raise ValueError(f"plan {plan.name!r} has no width {plan.width!r}")
+        record = self.width(plan).exit
+        if plan.bins and (plan.place == "edge" or record is None):
+            raise ValueError(f"plan {plan.name!r} has bins, but no exit stands in for it")
+        if plan.bins and record is not None and len(plan.bins) != len(record.bins):
+            raise ValueError(
+                f"plan {plan.name!r} has {len(plan.bins)} bins, its exit {len(record.bins)}"
+            )
         if plan.place == "edge":
             answered = self.width(plan).exit is not None if plan.exits else TAIL in self.files
             if not answered:

@@ -258,7 +258,7 @@ def write_beside(
 
 
 def _bare(plan: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in plan.items() if key != "accuracy"}
+    return {key: value for key, value in plan.items() if key not in ("accuracy", "bins")}
 
 
 def _rungs(split: Split, place: int, frames: Frames | None) -> Rungs:
@@ -373,9 +373,7 @@ def _manifest(
     }
     if pictured(entry):
         manifest["codecs"]["jpeg"] = {"bits": 8, "coder": "jpeg", "quality": QUALITY}
-        manifest["plans"].append(
-            {"name": "jpeg", "place": "cloud", "width": widths[0].name, "codec": "jpeg"}
-        )
+        manifest["plans"] += _pictures(widths)
     manifest["plans"] += _exits(split, widths)
     if graph.free.sizes is not None:
         limits = graph.free.sizes.model_dump(mode="json")
@@ -423,6 +421,20 @@ def _plans(split: Split, one: Rungs, widest: bool) -> list[dict[str, Any]]:
             plan["dictionary"] = f"{one.plan(rung)}.dict"
         plans.append({**plan, "head_macs": macs})
     return plans
+
+
+def _pictures(widths: list[Rungs]) -> list[dict[str, Any]]:
+    """The plans that send the picture: beside the narrowest head, and each further exit.
+
+    A wider exit costs more operations, is right more often where it stands in, and knows better
+    which pictures need not be sent.
+    """
+    further = [one for one in widths[1:] if one.device.exit is not None]
+    names = {"jpeg": widths[0], **{one.plan("jpeg"): one for one in further}}
+    return [
+        {"name": name, "place": "cloud", "width": one.name, "codec": "jpeg"}
+        for name, one in names.items()
+    ]
 
 
 def _exits(split: Split, widths: list[Rungs]) -> list[dict[str, Any]]:

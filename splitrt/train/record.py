@@ -13,6 +13,7 @@ from splitrt.core.gate import measured, probabilities
 from splitrt.core.jpeg import Jpeg
 from splitrt.errors import ModelError
 from splitrt.train import exits
+from splitrt.train.bins import Bins
 from splitrt.train.cut import Split
 from splitrt.train.frames import Frames
 
@@ -47,9 +48,11 @@ def record(
     truth = _whole(whole, held_out) if split.classes is not None else None
     if "jpeg" in plans:
         spec = manifest["codecs"]["jpeg"]
-        spec["quality"], pictures = _jpeg(whole, held_out, truth, plans["jpeg"])
-        if truth is not None:
-            answers["jpeg"] = pictures
+        spec["quality"], sizes, pictures = _jpeg(whole, held_out, truth)
+        for plan in plans.values():
+            if plan.get("codec") == "jpeg":
+                _fill(plan, sizes)
+                answers |= {plan["name"]: pictures} if truth is not None else {}
     if truth is None:
         return
     right = truth if held_out.labels is None else held_out.labels
@@ -60,6 +63,7 @@ def record(
     for width, found in zip(manifest["widths"], seen, strict=True):
         if "exit" in found:
             width["exit"] |= _exit(found["exit"], right, default, truth)
+            _bin(width, plans, answers, found["exit"], right)
         if "filter" in found and held_out.interest is not None:
             width["filter"] = _filter(found["filter"][:, 0], held_out.interest)
 
@@ -90,9 +94,9 @@ def _answers(split: Split, one: Rungs, rung: str, seen: Seen) -> np.ndarray:
 
 
 def _jpeg(
-    whole: nn.Module, frames: Frames, truth: np.ndarray | None, plan: dict[str, Any]
-) -> tuple[int, np.ndarray]:
-    """The lowest quality at which no more than LOSS of the answers are lost, and the answers."""
+    whole: nn.Module, frames: Frames, truth: np.ndarray | None
+) -> tuple[int, np.ndarray, np.ndarray]:
+    """The lowest quality at which no more than LOSS of the answers are lost; sizes, answers."""
     right = truth if frames.labels is None else frames.labels
     for quality in QUALITIES:
         codec = Jpeg(quality, frames.images.shape[1:])
@@ -104,8 +108,8 @@ def _jpeg(
         answers = _whole(whole, Frames(pixels))
         if (answers == right).mean() >= (truth == right).mean() - LOSS:
             break
-    _fill(plan, np.array([len(file) for file in files]))
-    return quality, answers if truth is not None else np.empty(0)
+    sizes = np.array([len(file) for file in files])
+    return quality, sizes, answers if truth is not None else np.empty(0)
 
 
 def _fill(plan: dict[str, Any], sizes: np.ndarray) -> None:
@@ -147,6 +151,28 @@ def _exit(
         best = max(chosen, key=lambda step: step["share"])
         told |= {name: best[name] for name in ("threshold", "share", "sure_accuracy")}
     return told
+
+
+def _bin(
+    width: dict[str, Any],
+    plans: dict[str, dict[str, Any]],
+    answers: dict[str, np.ndarray],
+    logits: np.ndarray,
+    right: np.ndarray,
+) -> None:
+    """Accuracy by the exit's confidence, of the exit and of the cloud's plans it stands in for."""
+    shares = probabilities(logits, width["exit"]["temperature"])
+    bins, hits = Bins.of(shares.max(1)), shares.argmax(1) == right
+    if bins is None:
+        return
+    width["exit"] |= {
+        "edges": bins.edges.round(6).tolist(),
+        "shares": bins.shares.round(4).tolist(),
+        "bins": bins.exit(hits).round(4).tolist(),
+    }
+    for name, answer in answers.items():
+        if plans[name]["place"] == "cloud" and plans[name]["width"] == width["name"]:
+            plans[name]["bins"] = bins.plan(answer == right, hits).round(4).tolist()
 
 
 def curve(sure: np.ndarray, hits: np.ndarray, sent: np.ndarray) -> list[dict[str, float]]:

@@ -96,3 +96,53 @@ def test_comments_are_welcome_but_change_the_digest(copy: Path):
     with (copy / "model.toml").open("a") as file:
         file.write("# seen by both\n")
     assert Manifest.load(copy).digest != before
+
+
+BINS = """
+edges = [0.5, 0.8]
+shares = [0.25, 0.25, 0.5]
+bins = [0.4, 0.6, 0.9]
+"""
+
+
+def binned(folder: Path, bins: str = BINS, plan: str = "bins = [0.5, 0.6, 0.9]") -> Manifest:
+    """The model with those bins of its exit, and of the plan q4."""
+    edited(folder, 'output = "logits"\n', f'output = "logits"\n{bins.strip()}\n')
+    edited(folder, 'name = "q4"\n', f'name = "q4"\n{plan}\n')
+    return Manifest.load(folder)
+
+
+def test_accuracy_by_the_exits_confidence_may_be_there_or_not(copy: Path):
+    assert not any(plan.bins for plan in Manifest.load(copy).plans)  # of too few frames
+    found = binned(copy)
+    assert found.exit.bins == [0.4, 0.6, 0.9] and found.plan("q4").bins == [0.5, 0.6, 0.9]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("0.5, 0.8]", "0.8, 0.5]", "ascend"),
+        ("0.5, 0.8]", "0.5, 0.5]", "ascend"),
+        ("0.5, 0.8]", "0.5, 1.5]", "less than or equal"),
+        ("[0.5, 0.8]", "[0.5]", "as many bins as shares"),
+        ("[0.25, 0.25, 0.5]", "[0.25, 0.75]", "as many bins as shares"),
+        ("0.25, 0.25, 0.5]", "0.25, 0.25, 0.4]", "sum to"),
+        ("0.4, 0.6, 0.9]", "0.4, 0.6, nan]", "less than or equal"),
+        ("bins = [0.4, 0.6, 0.9]", "", "as many bins as shares"),
+    ],
+)
+def test_bins_that_do_not_agree_are_a_model_error(copy: Path, old: str, new: str, words: str):
+    assert old in BINS
+    with pytest.raises(ModelError, match=words):
+        binned(copy, BINS.replace(old, new))
+
+
+def test_a_plan_has_as_many_bins_as_the_exit_that_stands_in_for_it(copy: Path):
+    with pytest.raises(ModelError, match="has 2 bins, its exit 3"):
+        binned(copy, plan="bins = [0.5, 0.6]")
+
+
+def test_a_plan_of_the_edge_has_no_bins(copy: Path):
+    edited(copy, 'name = "local"\n', 'name = "local"\nbins = [0.5]\n')
+    with pytest.raises(ModelError, match="no exit stands in"):
+        Manifest.load(copy)
