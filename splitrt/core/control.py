@@ -4,6 +4,7 @@ Pure: a state and what happened give the next state. Clocks and randomness are p
 seconds of one clock, `chance` in [0, 1), fresh for each call. A shell calls
 
     decision, state = decide(state, options, local, left=left, now=now, chance=chance)
+    confirms(state, option, hit, verdict)             # once its exit has answered, if it has one
     state = sent(state, seq, bytes, now)              # once the frame is on its way
     state = answered(state, seq, now, server=server)  # in time or late
     state = refused(state, seq, retry_after, now, chance)
@@ -21,7 +22,8 @@ from typing import Literal
 
 from splitrt.core import estimate
 from splitrt.core.estimate import Estimate, Observation
-from splitrt.core.plan import MARGIN, Local, Option, Outlook, Price, choose, worth
+from splitrt.core.gate import Verdict
+from splitrt.core.plan import MARGIN, Local, Option, Outlook, Price, choose, confirmed, worth
 from splitrt.errors import SplitrtError
 
 FREE = Price()
@@ -29,6 +31,7 @@ LATE = "too late for any head"
 CREDIT = 20.0  # probes that can be saved up
 SPREAD = 0.15  # least deviation of ln(rate)
 FAIR = 0.3  # probability from which a richer probe is worth its bytes
+ANY = 1e-6  # accuracy: more than nothing, where frames that gain too little will stay
 RICHER = 0.03  # of the most that sending could gain: what a richer plan must add to the last
 AFRESH = 10.0  # bytes a second after an outage, in smallest options
 FIRST_BEAT, LAST_BEAT, GROWTH = 0.2, 1.0, 1.6  # seconds between heartbeats
@@ -160,6 +163,19 @@ def decide(
     return _chosen(state, options, local, left, now, chance / state.share, price)
 
 
+def confirms(
+    state: State, option: Option, hit: float, verdict: Verdict, price: Price = FREE
+) -> bool:
+    """Whether a frame still goes by the option it was to go by, now that its exit has answered.
+
+    Without bins a frame stays of which the gate is sure: the option's accuracy is then that over
+    all frames, which says too little of the sure ones to be compared with the exit's on them.
+    """
+    if verdict.sure and not option.bins:
+        return False
+    return confirmed(option, hit, verdict.confidence, price) >= state.rules.threshold
+
+
 def sent(state: State, seq: int, bytes: float, now: float) -> State:
     """A frame of so many bytes went on its way."""
     ahead = outlook(state, now).queue() if state.flights else 0.0
@@ -273,10 +289,13 @@ def _chosen(
     """The best option, or a probe in its stead."""
     ahead = outlook(state, now)
     hits = [ahead.hit(option, left) for option in options]
-    values = [worth(one, hit, local, price) for one, hit in zip(options, hits, strict=True)]
-    most = max(option.accuracy for option in options) - local.accuracy
     least = state.rules.threshold
-    best = choose(options, values, state.plan, least=least, step=min(least, RICHER * most))
+    values = [
+        worth(one, hit, local, price, least=least) for one, hit in zip(options, hits, strict=True)
+    ]
+    most = max(option.accuracy for option in options) - local.accuracy
+    step = min(least, RICHER * most)
+    best = choose(options, values, state.plan, least=ANY if options[0].bins else least, step=step)
     state = replace(state, plan=best.name if best else None)
     probe = _probe(state, options, hits, best, now)
     if probe is not None:
@@ -298,12 +317,16 @@ def _chosen(
 def _probe(
     state: State, options: Sequence[Option], hits: Sequence[float], best: Option | None, now: float
 ) -> Option | None:
-    """The smallest option after a while without any; a rich one after a while of lean ones."""
+    """The smallest option after a while without any; a rich one after a while of lean ones.
+
+    The smallest of those whose head has the best exit: a probe is sent because it will hardly come
+    back, and what stands in should then not be worse than the device's own answer.
+    """
     if state.credit < 1:
         return None
     if best is None:
         idle = not state.flights and now - state.active >= state.rules.idle * state.jitter
-        return min(options, key=lambda option: option.bytes) if idle else None
+        return min(options, key=lambda option: (-option.instead, option.bytes)) if idle else None
     if best.bytes >= state.rich or now - state.rich_at < state.rules.stale * state.jitter:
         return None
     rich = [

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from splitrt.core.links import STEP, Trace
 from splitrt.core.manifest import Manifest, Plan
-from splitrt.core.plan import Option
+from splitrt.core.plan import Bin, Local, Option, Price
+from splitrt.core.plan import worth as added
 from splitrt.core.profile import Profile, head_ms
 from splitrt.errors import ProfileError, SplitrtError
 
@@ -34,7 +35,8 @@ class Forecast:
     average.  bytes: of the message.  joules: of the device, beyond being idle; None if its profile
     knows no watts.  accuracy: of the answer; None without a record.  hit: chance that the answer
     comes by the deadline.  worth: accuracy of what is there by the deadline: the answer, or the
-    exit that stands in.  ms_estimated, joules_estimated: not measured on the device.
+    exit where it stands in or, by its confidence, is known to be as good.  ms_estimated,
+    joules_estimated: not measured on the device.
     """
 
     name: str
@@ -104,15 +106,24 @@ def options(
     """
     if uj_per_byte is None:
         uj_per_byte = profile.send_uj_per_byte.value if profile.send_uj_per_byte else 0.0
-    watts = profile.working_w or 0.0
-    found = []
+    watts, found = profile.working_w or 0.0, []
     for plan in manifest.plans:
-        size = _bytes(manifest, plan)
         head = sum(_seconds(profile, part) for part in _parts(manifest, plan))
-        accuracy = _accuracy(manifest, plan)
-        joules = watts * head + 1e-6 * uj_per_byte * size
-        found.append(Option(plan.name, size, head, accuracy, joules))
+        found.append(option(manifest, plan, head, watts=watts, uj_per_byte=uj_per_byte))
     return found
+
+
+def option(
+    manifest: Manifest, plan: Plan, head: float, *, watts: float, uj_per_byte: float
+) -> Option:
+    """One plan of the manifest where what runs on the device takes so many seconds."""
+    size, record = _bytes(manifest, plan), manifest.width(plan).exit
+    joules = watts * head + 1e-6 * uj_per_byte * size
+    made = Option(plan.name, size, head, _accuracy(manifest, plan), joules)
+    if record is None or not plan.bins:
+        return made
+    bins = tuple(map(Bin, record.shares, record.bins, plan.bins))
+    return replace(made, bins=bins, edges=tuple(record.edges))
 
 
 def sending(profile: Profile, trace: Trace) -> float:
@@ -203,7 +214,7 @@ def _forecast(
         joules=None if profile.working_w is None else option.joules,
         accuracy=plan.accuracy,
         hit=hit,
-        worth=option.accuracy * hit + instead * (1 - hit),
+        worth=instead + added(option, hit, Local(instead), Price()),
         ms_estimated=guess,
         joules_estimated=guess or _guessed(profile, plan),
     )

@@ -26,6 +26,15 @@ def judge(logits: np.ndarray, record: ExitRecord) -> Verdict:
     return Verdict(float(measured(shares, record.measure)) >= record.threshold, best)
 
 
+def unsure(record: ExitRecord | None) -> float:
+    """The exit's accuracy on frames of which it is not sure: those that are worth a thought."""
+    if record is None or record.accuracy is None:
+        return 0.0
+    if record.share is None or record.sure_accuracy is None or record.share >= 1:
+        return record.accuracy
+    return max(0.0, record.accuracy - record.share * record.sure_accuracy) / (1 - record.share)
+
+
 def probabilities(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """Class probabilities [..., classes] after temperature scaling (Guo et al. 2017)."""
     scaled = logits.astype(np.float64) / temperature

@@ -6,17 +6,22 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from splitrt.core.manifest import Plan
+from splitrt.core.plan import Option
 
 EXACT = ("f32",)  # the rung that proves the cut; never left out
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a plan costs and is worth: bytes and head MACs (less is better), accuracy (more is)."""
+    """What a plan costs and is worth: bytes, head in MACs or time (less is better), accuracy.
+
+    instead: accuracy of what stands in for it.
+    """
 
     bytes_mean: float
     accuracy: float
     head_macs: int = 0
+    instead: float = 0.0
 
     def beats(self, other: Cost) -> bool:
         """Nowhere worse and somewhere better."""
@@ -24,6 +29,7 @@ class Cost:
             self.bytes_mean <= other.bytes_mean
             and self.accuracy >= other.accuracy
             and self.head_macs <= other.head_macs
+            and self.instead >= other.instead
             and self != other
         )
 
@@ -31,6 +37,12 @@ class Cost:
 def dominated(costs: Sequence[Cost]) -> list[bool]:
     """For each plan, whether another beats it; two that are equal both stay."""
     return [any(other.beats(cost) for other in costs) for cost in costs]
+
+
+def unbeaten(options: Sequence[Option]) -> list[Option]:
+    """The options that no other beats in bytes, accuracy, head and stand-in, in their order."""
+    costs = [Cost(one.bytes, one.accuracy, int(1e6 * one.head), one.instead) for one in options]
+    return [one for one, beaten in zip(options, dominated(costs), strict=True) if not beaten]
 
 
 def pareto(plans: Sequence[Plan], *, keep: Collection[str] = EXACT) -> list[Plan]:

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MARGIN = 0.005  # seconds for what is not accounted for
 ENOUGH = 8  # residuals from which on they are believed
 NORMAL = 0.3  # share of the normal distribution in the mix; the residuals have the rest
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Frames of which an exit is about equally sure: their share of all, and who is right on them.
+
+    exit, sent: accuracy, 0 to 1, of the exit and of the plan that it stands in for.
+    """
+
+    share: float
+    exit: float
+    sent: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +30,8 @@ class Option:
 
     bytes: of the whole message.  head: seconds from the picture to the payload.  accuracy: of the
     answer if it comes in time, 0 to 1.  joules: of the device, for the head and for sending.
+    bins: that accuracy beside that of the exit which stands in, by its confidence, the surest last;
+    edges: between them.
     """
 
     name: str
@@ -25,6 +39,17 @@ class Option:
     head: float
     accuracy: float
     joules: float = 0.0
+    bins: tuple[Bin, ...] = ()
+    edges: tuple[float, ...] = ()
+
+    @property
+    def instead(self) -> float:
+        """Accuracy of the exit that stands in, over all frames; 0 where nobody recorded it."""
+        return sum(one.share * one.exit for one in self.bins)
+
+    def seen(self, confidence: float) -> Bin | None:
+        """The bin of a frame of which the exit is so sure; None without bins."""
+        return self.bins[bisect_right(self.edges, confidence)] if self.bins else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +112,37 @@ class Outlook:
         return NORMAL * normal + (1 - NORMAL) * seen
 
 
-def worth(option: Option, hit: float, local: Local, price: Price) -> float:
-    """Accuracy that sending by this option adds to the device's own answer, less its price."""
+def worth(option: Option, hit: float, local: Local, price: Price, *, least: float = 0.0) -> float:
+    """Accuracy that sending by this option adds to the device's own answer, less its price.
+
+    Before the exit has answered: with bins, the mean over them. Frames of a bin in which sending
+    gains nothing, or less than the least, will stay; what they, and those that miss, are left with
+    is the exit of this option's own head, which need not be the device's best.
+    """
+    cost = price.joule * option.joules + price.byte * option.bytes
+    if option.bins and local.hedged:
+        mean = 0.0
+        for one in option.bins:
+            gain = hit * (one.sent - one.exit) - cost
+            mean += one.share * (one.exit + gain if gain > least else one.exit)
+        return mean - local.accuracy
     kept = local.accuracy * (1 - hit) if local.hedged else 0.0
-    gain = option.accuracy * hit + kept - local.accuracy
-    return gain - price.joule * option.joules - price.byte * option.bytes
+    return option.accuracy * hit + kept - local.accuracy - cost
+
+
+def confirmed(option: Option, hit: float, confidence: float, price: Price) -> float:
+    """What sending is worth once its head's exit is that sure of an answer of its own."""
+    seen = option.seen(confidence)
+    if seen is None:
+        return worth(option, hit, Local(confidence), price)
+    return worth(replace(option, accuracy=seen.sent, bins=()), hit, Local(seen.exit), price)
+
+
+def alike(options: Sequence[Option]) -> list[Option]:
+    """The options without their bins, unless all have some: else they could not be compared."""
+    if all(option.bins for option in options):
+        return list(options)
+    return [replace(option, bins=(), edges=()) for option in options]
 
 
 def choose(

@@ -307,12 +307,12 @@ class Edge:
 
     def _stays(self, flight: Flight, verdict: Verdict) -> bool:
         """Whether the exit's answer is the frame's."""
-        course = flight.course
-        if flight.plan.exits or (course.gated and verdict.sure):
+        pilot, decision = flight.course.pilot, flight.decision
+        if flight.plan.exits:
             return True
-        if course.pilot is None or flight.decision is None:
-            return False
-        return not course.pilot.confirms(flight.decision, verdict.confidence)
+        if pilot is not None and decision is not None:
+            return not pilot.confirms(decision, verdict)
+        return flight.course.gated and verdict.sure
 
     def _send(self, flight: Flight, plan: Plan, codes: np.ndarray) -> None:
         assert self._link is not None and plan.codec is not None  # _chosen saw to it

@@ -31,7 +31,8 @@ EMPTY = "empty"  # the plan of a frame that the filter dropped
 class Course:
     """How the next frames go: all of it changes at once, while another thread launches frames.
 
-    gated: frames of which the exit is sure stay here.  pilot: chooses each frame's plan.
+    gated: frames of which the exit is sure stay here.  pilot: chooses each frame's plan, and says
+    in the gate's stead which stay.
     """
 
     plan: Plan

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from splitrt.core import budget, control
 from splitrt.core.budget import Budget
 from splitrt.core.control import Decision
-from splitrt.core.forecast import ENVELOPE
-from splitrt.core.manifest import ExitRecord, Manifest, Plan, Width
-from splitrt.core.pareto import Cost, dominated
-from splitrt.core.plan import Local, Option, Price, worth
+from splitrt.core.forecast import option
+from splitrt.core.gate import Verdict, unsure
+from splitrt.core.manifest import Manifest, Plan, Width
+from splitrt.core.pareto import unbeaten
+from splitrt.core.plan import Local, Option, Price, alike
 from splitrt.errors import SplitrtError
 from splitrt.wire import tail_pb2 as wire
 
@@ -62,7 +63,7 @@ class Pilot:
         self._joules = None if caps.joules is None else Budget(caps.joules)
         self._widths = sorted(
             (width for width in manifest.widths if width.exit is not None),
-            key=lambda width: -(_accuracy(manifest.exit_plan(width)) or 0.0),
+            key=lambda width: -_accuracy(manifest.exit_plan(width)),
         )
 
     @property
@@ -73,9 +74,7 @@ class Pilot:
 
     def choose(self, left: float) -> Decision:
         """How a frame with so many seconds left should go, before its head has run."""
-        width = self._widths[0] if self._widths else None
-        soonest = min((self._seconds[one.name] for one in self._widths), default=0.0)
-        local = Local(_unsure(width.exit) if width else 0.0, soonest, hedged=width is not None)
+        local = self._local(left)
         now = time.monotonic()
         with self._lock:
             self._reprice(now)
@@ -97,12 +96,21 @@ class Pilot:
         chosen = fits[0] if fits else self._widths[-1] if self._widths else None
         return None if chosen is None else self.manifest.exit_plan(chosen)
 
-    def confirms(self, decision: Decision, confidence: float) -> bool:
+    def confirms(self, decision: Decision, verdict: Verdict) -> bool:
         """Whether sending is still worth it, now that the exit is this sure of its own answer."""
         if decision.option is None:
             return False
-        gain = worth(decision.option, decision.hit, Local(confidence), self.price)
-        return gain >= self._state.rules.threshold
+        return control.confirms(self.state, decision.option, decision.hit, verdict, self.price)
+
+    def _local(self, left: float) -> Local:
+        """What the device would answer: comparable with what `options` say of the server."""
+        soonest = min((self._seconds[one.name] for one in self._widths), default=0.0)
+        here = self.here(left)
+        if here is None:
+            return Local(0.0, soonest, hedged=False)
+        if self.options[0].bins:
+            return Local(_accuracy(here), soonest)
+        return Local(unsure(self._widths[0].exit), soonest)
 
     @property
     def price(self) -> Price:
@@ -172,29 +180,23 @@ def able(manifest: Manifest) -> bool:
     return default.place == "cloud" and None not in (default.bytes_mean, default.accuracy)
 
 
+def _accuracy(plan: Plan | None) -> float:
+    return 0.0 if plan is None else plan.accuracy or 0.0
+
+
 def options(manifest: Manifest, seconds: Mapping[str, float], caps: Caps) -> list[Option]:
-    """The cloud's plans that no other beats on this device."""
-    found = []
-    for plan in manifest.plans:
-        if plan.place == "cloud" and plan.bytes_mean is not None and plan.accuracy is not None:
-            head, size = seconds[manifest.width(plan).name], plan.bytes_mean + ENVELOPE
-            joules = caps.watts * head + 1e-6 * caps.uj_per_byte * size
-            found.append(Option(plan.name, size, head, plan.accuracy, joules))
+    """The cloud's plans that no other beats on this device, with bins if all of them have any."""
+    found = [
+        option(
+            manifest,
+            plan,
+            seconds[manifest.width(plan).name],
+            watts=caps.watts,
+            uj_per_byte=caps.uj_per_byte,
+        )
+        for plan in manifest.plans
+        if plan.place == "cloud" and None not in (plan.bytes_mean, plan.accuracy)
+    ]
     if not found:
         raise SplitrtError(f"{manifest.name} has no record of its plans\nhelp: pin a plan")
-    costs = [Cost(one.bytes, one.accuracy, int(1e6 * one.head)) for one in found]
-    pairs = zip(found, dominated(costs), strict=True)
-    return [option for option, beaten in pairs if not beaten]
-
-
-def _accuracy(plan: Plan | None) -> float | None:
-    return None if plan is None else plan.accuracy
-
-
-def _unsure(record: ExitRecord | None) -> float:
-    """The exit's accuracy on frames of which it is not sure: those that are worth a thought."""
-    if record is None or record.accuracy is None:
-        return 0.0
-    if record.share is None or record.sure_accuracy is None or record.share >= 1:
-        return record.accuracy
-    return max(0.0, record.accuracy - record.share * record.sure_accuracy) / (1 - record.share)
+    return alike(unbeaten(found))

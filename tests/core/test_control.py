@@ -10,7 +10,8 @@ import pytest
 
 from splitrt.core import control
 from splitrt.core.control import Decision, Rules, State
-from splitrt.core.plan import Local, Option, Price
+from splitrt.core.gate import Verdict
+from splitrt.core.plan import Bin, Local, Option, Price
 from splitrt.errors import SplitrtError
 
 OPTIONS = (
@@ -245,6 +246,38 @@ def test_whatever_happens_the_rules_hold(seed):
         assert 0.02 <= state.share <= 1 and probes <= 1 + 0.05 * frames
         assert len(state.flights) <= 5 and len(state.link.floors) <= 256
         assert math.isfinite(state.link.mu) and state.link.var >= 0
+
+
+BINNED = Option(
+    "wide", 7400, 0.035, 0.775, bins=(Bin(0.5, 0.4, 0.6), Bin(0.5, 0.95, 0.95)), edges=(0.8,)
+)
+
+
+def test_a_frame_goes_where_its_plan_beats_its_exit_on_frames_like_it():
+    state = control.start([BINNED])
+    assert control.confirms(state, BINNED, 0.9, Verdict(False, 0.79))
+    assert control.confirms(state, BINNED, 0.9, Verdict(True, 0.79))  # the gate is not asked
+    assert not control.confirms(state, BINNED, 0.9, Verdict(False, 0.8))
+    assert not control.confirms(state, BINNED, 0.01, Verdict(False, 0.2))  # it would not arrive
+    dear = Price(byte=1e-3)
+    assert not control.confirms(state, BINNED, 0.9, Verdict(False, 0.2), dear)
+
+
+def test_without_bins_a_frame_stays_of_which_the_gate_is_sure():
+    state = control.start(OPTIONS)
+    assert control.confirms(state, OPTIONS[0], 0.9, Verdict(False, 0.7))
+    assert not control.confirms(state, OPTIONS[0], 0.9, Verdict(True, 0.7))
+    assert not control.confirms(state, OPTIONS[0], 0.9, Verdict(False, 0.79))
+
+
+def test_before_the_exit_answers_a_frame_is_chosen_for_by_the_mean_over_its_bins():
+    """The plan adds .2 on half of the frames: nothing where the device's own exit is .1 better."""
+    state = control.start([BINNED], rules=Rules(probes=0.0), mbps=20)
+    for here, action in ((0.675, "send"), (0.775, "local")):
+        found, _ = control.decide(state, [BINNED], Local(here), left=0.25, now=9.0, chance=0.5)
+        assert found.action == action
+    found, _ = control.decide(state, [BINNED], Local(0.675), left=0.25, now=9.0, chance=0.5)
+    assert found.value == pytest.approx(0.1 * found.hit)
 
 
 @pytest.mark.parametrize("options", [(), (Option("none", 0, 0.03, 0.7),)])

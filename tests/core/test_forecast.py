@@ -99,6 +99,25 @@ def test_the_exit_stands_in_for_an_answer_that_is_late(manifest):
     assert plans["exit"].worth == 0.6 and plans["local"].worth == 0.9
 
 
+def test_with_bins_a_frame_goes_only_where_its_plan_beats_the_exit(manifest):
+    """.6 and .8 of q4 against .3 and .9 of the exit: those of which it is sure stay."""
+    width = manifest.widths[-1]
+    bins = {"edges": [0.7], "shares": [0.5, 0.5], "bins": [0.3, 0.9]}
+    binned = width.model_copy(update={"exit": width.exit.model_copy(update=bins)})
+    plans = [
+        plan.model_copy(update={"bins": [0.6, 0.8]}) if plan.name == "q4" else plan
+        for plan in manifest.plans
+    ]
+    model = with_plans(manifest, plans).model_copy(update={"widths": [binned]})
+    made = {option.name: option for option in options(model, measured(manifest))}
+    assert made["f32"].bins == () and made["q4"].edges == (0.7,)
+    assert made["q4"].instead == pytest.approx(0.6)
+    fast = found(model, measured(manifest), links.find("4mbps"), deadline=1)["q4"]
+    assert fast.hit == 1 and fast.worth == pytest.approx((0.6 + 0.9) / 2)
+    slow = found(model, measured(manifest), links.find("0.1mbps"), deadline=0.02)["q4"]
+    assert slow.hit == 0 and slow.worth == pytest.approx(0.6)  # all by the exit
+
+
 def test_nothing_stands_in_where_the_head_alone_is_late_or_there_is_no_exit(manifest):
     trace = links.find("4mbps")
     assert found(manifest, measured(manifest), trace, deadline=0.005)["q4"].worth == 0

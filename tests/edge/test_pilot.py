@@ -9,6 +9,8 @@ import pytest
 
 from splitrt import Edge, Frame
 from splitrt.cloud import Server
+from splitrt.core.control import Decision
+from splitrt.core.gate import Verdict, unsure
 from splitrt.core.manifest import Manifest
 from splitrt.demo import shipped
 from splitrt.edge.capture import Pictures
@@ -108,6 +110,57 @@ def test_a_cap_on_bytes_makes_the_controller_thrifty(tail):
             results = [result for _, result in edge.stream(noise(150, pause=0.02))]
             sent[cap] = sum(result.sent_bytes for result in results[50:])
     assert sent[200.0] < sent[None]
+
+
+def steered(manifest: Manifest) -> Pilot:
+    """A pilot of heads that take 1 to 3 ms."""
+    seconds = {width.name: 0.001 * (1 + i) for i, width in enumerate(manifest.widths)}
+    return Pilot(manifest, seconds)
+
+
+def without_bins(manifest: Manifest) -> Manifest:
+    """The manifest as it was written before there were any."""
+    bare = {"bins": [], "shares": [], "edges": []}
+    widths = [
+        width.model_copy(update={"exit": width.exit.model_copy(update=bare)})
+        for width in manifest.widths
+    ]
+    plans = [plan.model_copy(update={"bins": []}) for plan in manifest.plans]
+    return manifest.model_copy(update={"widths": widths, "plans": plans})
+
+
+def test_every_picture_can_go_beside_each_exit_and_the_exits_bins_decide():
+    """Unsure frames go, sure ones stay: by the exit whose head was run, not by its threshold."""
+    manifest = Manifest.load(shipped())
+    pilot = steered(manifest)
+    pictured = [one for one in pilot.options if manifest.pictured(manifest.plan(one.name))]
+    widths = [manifest.width(manifest.plan(one.name)) for one in pictured]
+    assert [width.name for width in widths] == [width.name for width in manifest.widths]
+    for option, width in zip(pictured, widths, strict=True):
+        decision = Decision("send", "", option, hit=0.9)
+        unsure, sure = width.exit.edges[0] - 0.01, width.exit.edges[-1]
+        assert pilot.confirms(decision, Verdict(True, unsure))
+        assert not pilot.confirms(decision, Verdict(False, sure))
+
+
+def test_the_devices_answer_is_worth_what_the_exit_is_that_there_is_time_for():
+    manifest = Manifest.load(shipped())
+    pilot = steered(manifest)
+    found = [pilot._local(left).accuracy for left in (0.0015, 0.0025, 0.0035)]
+    assert found == [width.exit.accuracy for width in manifest.widths]
+
+
+def test_a_model_without_bins_is_steered_as_ever():
+    """By accuracies over all frames, the exit's where it is unsure, and the gate."""
+    manifest = without_bins(Manifest.load(shipped()))
+    pilot = steered(manifest)
+    best, exits = pilot.options[-1], manifest.exit
+    assert not any(option.bins for option in pilot.options)
+    assert pilot._local(1.0).accuracy == unsure(exits) < exits.accuracy - 0.1
+    decision = Decision("send", "", best, hit=1.0)
+    assert not pilot.confirms(decision, Verdict(True, 0.5))
+    assert pilot.confirms(decision, Verdict(False, best.accuracy - 0.01))
+    assert not pilot.confirms(decision, Verdict(False, best.accuracy))
 
 
 def test_a_model_without_a_record_keeps_its_default_plan(plain_dir):
