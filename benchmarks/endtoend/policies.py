@@ -8,7 +8,7 @@ from benchmarks.endtoend.record import WHOLE
 from benchmarks.endtoend.table import Table
 from splitrt.core import control
 from splitrt.core.control import Rules
-from splitrt.core.plan import Local, Option, Price, worth
+from splitrt.core.plan import Local, Option
 
 SILENCE = 1.5  # seconds, of a link whose plan is pinned
 INFLIGHT = 8  # frames that a server lets a device have on their way
@@ -122,22 +122,29 @@ class Steered(Linked):
         self._soonest = min(seconds for seconds, _ in table.exits.values())
 
     def begin(self, frame: int, left: float, now: float, chance: float) -> Step:
-        local = Local(self.table.unsure, self._soonest)
+        here = self._here(left)
+        answers = self.table.exits[here.exit][1]
+        if not self.table.options[0].bins:
+            answers = self.table.unsure
         decision, self.state = control.decide(
-            self.state, self.table.options, local, left=left, now=now, chance=chance
+            self.state,
+            self.table.options,
+            Local(answers, self._soonest),
+            left=left,
+            now=now,
+            chance=chance,
         )
         option = decision.option
         if option is not None:
             exits = self.table.stands[option.name]
             return Step(option.head, exits, option, decision.hit, decision.probe)
-        return self._here(left) if decision.action == "local" else Step(0.0, None)
+        return here if decision.action == "local" else Step(0.0, None)
 
     def stays(self, frame: int, step: Step) -> bool:
         if step.option is None or step.exit is None:
             return True
-        sure, confidence = self.table.judged(step.exit, frame)
-        gain = worth(step.option, step.hit, Local(confidence), Price())
-        return sure or gain < self.state.rules.threshold
+        verdict = self.table.judged(step.exit, frame)
+        return not control.confirms(self.state, step.option, step.hit, verdict)
 
     def _here(self, left: float) -> Step:
         """The best exit that there is time for."""

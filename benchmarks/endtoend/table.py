@@ -10,9 +10,10 @@ import numpy as np
 from benchmarks.endtoend.record import QUALITIES, Records, pictured
 from splitrt.core import forecast
 from splitrt.core.forecast import ENVELOPE
-from splitrt.core.manifest import ExitRecord, Manifest
-from splitrt.core.pareto import Cost, dominated
-from splitrt.core.plan import Option
+from splitrt.core.gate import Verdict, unsure
+from splitrt.core.manifest import Manifest
+from splitrt.core.pareto import unbeaten
+from splitrt.core.plan import Option, alike
 from splitrt.core.profile import Profile, head_ms
 
 DEVICES = ("pi-4", "pi-5", "jetson-nano")
@@ -35,10 +36,10 @@ class Table:
     """The plans of a model on a device.
 
     options: the controller's, with the seconds of the head that the exit needs too.  default: the
-    plan of a fixed split.  jpegs: of several qualities.  exits: seconds and expected accuracy of
-    each, by its plan.  stands: which of them stands in for an option.  unsure: the best exit's
-    accuracy where it is not sure.  whole: seconds of the whole model.  watts: of computing.
-    records: real answers; None where no model is.
+    plan of a fixed split.  jpegs: of several qualities and stand-ins.  exits: seconds and expected
+    accuracy of each, by its plan.  stands: which of them stands in for an option.  unsure: the best
+    exit's accuracy where it is not sure, for options without bins.  whole: seconds of the whole
+    model.  watts: of computing.  records: real answers; None where no model is.
     """
 
     name: str
@@ -73,11 +74,12 @@ class Table:
         found = self.records
         return found is not None and bool(found.answers[plan][frame] == found.labels[frame])
 
-    def judged(self, exits: str, frame: int) -> tuple[bool, float]:
-        """(sure, confidence) of an exit's answer; without a model never sure, of average worth."""
-        if self.records is None:
-            return False, self.exits[exits][1]
-        return bool(self.records.sure[exits][frame]), float(self.records.confidence[exits][frame])
+    def judged(self, exits: str, frame: int) -> Verdict:
+        """On an exit's answer; without a model never sure, of average worth."""
+        found = self.records
+        if found is None:
+            return Verdict(False, self.exits[exits][1])
+        return Verdict(bool(found.sure[exits][frame]), float(found.confidence[exits][frame]))
 
 
 def shipped(model: Path, device: str, records: Records) -> Table:
@@ -86,9 +88,10 @@ def shipped(model: Path, device: str, records: Records) -> Table:
     known = {option.name: option for option in forecast.options(manifest, profile)}
     cloud = [known[plan.name] for plan in manifest.plans if plan.place == "cloud"]
     exits = {plan.name: plan for plan in manifest.plans if plan.exits}
-    jpeg, best = known[pictured(manifest)], manifest.widths[-1].exit
+    jpeg = known[pictured(manifest)]
     others = {f"jpeg-{quality}": f"jpeg-{quality}" for quality in QUALITIES}
-    jpegs = (jpeg, *(_scored(jpeg, name, records) for name in others))
+    pictures = [known[plan.name] for plan in manifest.plans if manifest.pictured(plan)]
+    jpegs = (*pictures, *(_scored(jpeg, name, records) for name in others))
     stands = {
         plan.name: manifest.exit_plan(manifest.width(plan)).name
         for plan in manifest.plans
@@ -97,12 +100,12 @@ def shipped(model: Path, device: str, records: Records) -> Table:
     return Table(
         manifest.name,
         profile,
-        unbeaten(cloud),
+        tuple(alike(unbeaten(cloud))),
         known[manifest.default_plan],
         jpegs,
         {name: (known[name].head, plan.accuracy or 0.0) for name, plan in exits.items()},
         stands | dict.fromkeys(others, stands[jpeg.name]),
-        unsure(best),
+        unsure(manifest.exit),
         head_ms(profile, manifest.cut.whole_macs).low_ms / 1000,
         records,
     )
@@ -127,20 +130,6 @@ def camera(device: str) -> Table:
         CAMERA_EXIT,
         head_ms(profile, CAMERA_WHOLE).low_ms / 1000,
     )
-
-
-def unbeaten(options: list[Option]) -> tuple[Option, ...]:
-    """Those that no other beats in bytes, accuracy and head: an Edge's controller sees no more."""
-    costs = [Cost(one.bytes, one.accuracy, int(1e6 * one.head)) for one in options]
-    pairs = zip(options, dominated(costs), strict=True)
-    return tuple(option for option, beaten in pairs if not beaten)
-
-
-def unsure(record: ExitRecord | None) -> float:
-    """An exit's accuracy on frames of which it is not sure."""
-    if record is None or not record.accuracy or not record.share or not record.sure_accuracy:
-        return 0.0
-    return max(0.0, record.accuracy - record.share * record.sure_accuracy) / (1 - record.share)
 
 
 def _scored(jpeg: Option, name: str, records: Records) -> Option:

@@ -1,4 +1,4 @@
-"""How long does decide() take? Twelve options, a link whose rate varies, a frame in flight.
+"""How long does decide() take? Sixteen options of eight bins, a changing link, a frame in flight.
 
 python -m benchmarks.link.clock
 """
@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 from splitrt.core import control
-from splitrt.core.plan import Local, Option
+from splitrt.core.plan import Bin, Local, Option
 
-FRAMES = 20_000
+FRAMES, PLANS, BINS = 20_000, 16, 8
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write them there, too")
     options = parser.parse_args()
     draw, took = random.Random(0), []
-    plans = [Option(f"{i}", 500 * (i + 1) ** 1.5, 0.03, 0.7 + 0.01 * i) for i in range(12)]
+    plans = [option(i) for i in range(PLANS)]
     state = control.start(plans)
     for frame in range(FRAMES):
         now, chance = 0.1 * frame, draw.random()
@@ -42,6 +42,15 @@ def main() -> None:
     print(*(f"{name} {value:.0f}" for name, value in found.items()), sep="\n")
     if options.json is not None:
         options.json.write_text(json.dumps(found, indent=1))
+
+
+def option(place: int) -> Option:
+    """The richer the better, most of all where the exit is unsure."""
+    accuracy = 0.7 + 0.01 * place
+    gains = [2 * (accuracy - 0.6) * (1 - (i + 0.5) / BINS) for i in range(BINS)]
+    bins = tuple(Bin(1 / BINS, 0.3 + 0.08 * i, 0.3 + 0.08 * i + g) for i, g in enumerate(gains))
+    edges = tuple((i + 1) / BINS for i in range(BINS - 1))
+    return Option(f"{place}", 500 * (place + 1) ** 1.5, 0.03, accuracy, bins=bins, edges=edges)
 
 
 if __name__ == "__main__":

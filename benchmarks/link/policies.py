@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from benchmarks.link.scene import SERVER, Scene
+from benchmarks.link.scene import SERVER, Scene, within
 from splitrt.core import control
 from splitrt.core.control import Decision, Rules
+from splitrt.core.gate import Verdict
 from splitrt.core.plan import Option
 
 
@@ -26,6 +27,10 @@ class Policy:
 
     def pick(self) -> Option | None:
         return None
+
+    def stays(self, option: Option, decision: Decision, sureness: float) -> bool:
+        """Whether the exit's answer is good enough, now that it is there; see `Scene.sureness`."""
+        return False
 
     def sent(self, seq: int, option: Option, now: float) -> None: ...
 
@@ -134,6 +139,12 @@ class Controlled(Policy):
             self.state, self.options, self.local, left=self.deadline, now=now, chance=chance
         )
         return decision
+
+    def stays(self, option: Option, decision: Decision, sureness: float) -> bool:
+        if not option.bins or not self.local.hedged:
+            return False
+        begin = (0.0, *option.edges)[within(option.bins, sureness)]
+        return not control.confirms(self.state, option, decision.hit, Verdict(False, begin))
 
     def sent(self, seq: int, option: Option, now: float) -> None:
         if self.state.up:

@@ -74,16 +74,15 @@ class _Run:
 
     def capture(self, now: float, frame: int) -> None:
         """A frame is decided; its head begins."""
-        decision, local = self.policy.decide(now, self.random.random()), self.scene.table.local
-        option = decision.option
+        decision = self.policy.decide(now, self.random.random())
+        option, sureness = decision.option, float(self.scene.sureness[frame])
         self.plans.append(option.name if option else None)
         if option is None:
-            self.right += local.accuracy
+            self.right += self.scene.table.here(sureness)
             return
-        self.sent += 1
-        self.probes += decision.probe
-        self.right += local.accuracy if self.hedged or decision.probe else 0.0
-        self._later(now + option.head, lambda at: self._send(frame, decision, option, at))
+        if self.hedged or decision.probe:
+            self.right += self.scene.table.here(sureness, option)
+        self._later(now + option.head, lambda at: self._ran(frame, decision, option, at))
 
     def outcome(self) -> Outcome:
         """The counts as shares and rates."""
@@ -99,9 +98,14 @@ class _Run:
             switches=changes / (seconds / 60),
         )
 
-    def _send(self, frame: int, decision: Decision, option: Option, now: float) -> None:
-        """The head has run: the frame joins the queue."""
-        scene, server = self.scene, float(self.scene.servers[frame])
+    def _ran(self, frame: int, decision: Decision, option: Option, now: float) -> None:
+        """The head has run: the frame stays, or joins the queue."""
+        scene, sureness = self.scene, float(self.scene.sureness[frame])
+        if self.policy.stays(option, decision, sureness) and not decision.probe:
+            return
+        server = float(scene.servers[frame])
+        self.sent += 1
+        self.probes += decision.probe
         self.policy.sent(frame, option, now)
         self.bytes += option.bytes
         back = self.uplink.put(now, option.bytes) + float(scene.rtts[frame]) + server
@@ -109,8 +113,8 @@ class _Run:
         if back - frame * PERIOD > scene.deadline:
             return
         self.hit += 1
-        stood_in = scene.table.local.accuracy if self.hedged or decision.probe else 0.0
-        gain = option.accuracy - stood_in
+        there, stands = scene.table.there(sureness, option), self.hedged or decision.probe
+        gain = there - (scene.table.here(sureness, option) if stands else 0.0)
         self.right += max(gain, 0.0) if decision.probe else gain
 
     def _later(self, at: float, happen: Callable[[float], None]) -> None:

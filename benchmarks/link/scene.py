@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
-from dataclasses import dataclass
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 
-from splitrt.core import links
+from splitrt.core import forecast, links
 from splitrt.core.manifest import Manifest
 from splitrt.core.pareto import pareto
-from splitrt.core.plan import Local, Option
+from splitrt.core.plan import Bin, Local, Option, alike
 from splitrt.core.profile import Profile, head_ms
 
 PERIOD = 0.1  # seconds between frames
 SERVER = 0.012  # seconds, median
 TIMER = 0.3  # seconds until TCP sends again what was lost, for the first time
 MOST = 12  # plans
+GOLDEN = (math.sqrt(5) - 1) / 2
 HEADERS = 110  # bytes of message, gRPC, TCP and IP around a payload
 ROOT = Path(__file__).parents[2]
 MOVING = ("lte-poor", "lte-fair", "lte-good", "lte-best", "umts", "evdo")
@@ -26,16 +28,36 @@ MOVING = ("lte-poor", "lte-fair", "lte-good", "lte-best", "umts", "evdo")
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The plans of one model on one device, and what the device answers itself."""
+    """The plans of one model on one device, and what the device answers itself.
+
+    own: the bins of the exit by which it does, where the options have bins.
+    """
 
     name: str
     options: tuple[Option, ...]
     local: Local
+    own: tuple[Bin, ...] = ()
+
+    def here(self, sureness: float, option: Option | None = None) -> float:
+        """Accuracy of the device's answer to a frame of which exits are surer than of that share.
+
+        By the exit of the option's head, else by the device's own.
+        """
+        bins = option.bins if option else self.own
+        return bins[within(bins, sureness)].exit if bins else self.local.accuracy
+
+    def there(self, sureness: float, option: Option) -> float:
+        """Accuracy of the server's answer to such a frame."""
+        bins = option.bins
+        return bins[within(bins, sureness)].sent if bins else option.accuracy
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
-    """One replay. deadline: seconds.  rtts, servers: seconds, one a frame.  lossy: see Uplink."""
+    """One replay. deadline: seconds.  rtts, servers: seconds, one a frame.  lossy: see Uplink.
+
+    sureness: the share of all frames of which the exits are less sure, one a frame.
+    """
 
     name: str
     trace: links.Trace
@@ -43,6 +65,7 @@ class Scene:
     deadline: float
     rtts: np.ndarray
     servers: np.ndarray
+    sureness: np.ndarray
     lossy: bool = True
 
     @property
@@ -66,22 +89,25 @@ PI4 = Table(
 def shipped(folder: Path = ROOT / "models" / "cifar10-resnet", device: str = "pi-4") -> Table:
     """The shipped model: its plans worth having, heads as the device's profile has them.
 
-    The device answers by its smallest exit.
+    The device answers by its best exit.
     """
     manifest, profile = Manifest.load(folder), Profile.load(device)
-    options = [
-        Option(
-            plan.name,
-            plan.bytes_p95 + HEADERS,
-            head_ms(profile, manifest.width(plan).head_macs).high_ms / 1000,
-            plan.accuracy,
-        )
-        for plan in pareto(manifest.plans, keep=())
-        if plan.place == "cloud"
-    ]
-    best = sorted(options, key=lambda option: option.accuracy)[-MOST:]
-    exits = [plan.accuracy for plan in manifest.plans if plan.exits]
-    return Table(manifest.name, tuple(best), Local(min(exits)))
+    options = []
+    for plan in pareto(manifest.plans, keep=()):
+        if plan.place == "cloud":
+            head = head_ms(profile, manifest.width(plan).head_macs).high_ms / 1000
+            made = forecast.option(manifest, plan, head, watts=0.0, uj_per_byte=0.0)
+            options.append(replace(made, bytes=plan.bytes_p95 + HEADERS))
+    best = alike(sorted(options, key=lambda option: option.accuracy)[-MOST:])
+    record = max((width.exit for width in manifest.widths), key=lambda one: one.accuracy)
+    own = tuple(map(Bin, record.shares, record.bins, record.bins))
+    return Table(manifest.name, tuple(best), Local(record.accuracy), own)
+
+
+def within(bins: tuple[Bin, ...], sureness: float) -> int:
+    """The place of a frame's bin."""
+    above = list(accumulate(one.share for one in bins))
+    return min(bisect_right(above, sureness), len(bins) - 1)
 
 
 def scene(trace: links.Trace, table: Table, *, deadline: float = 0.25, seed: int = 0) -> Scene:
@@ -91,7 +117,8 @@ def scene(trace: links.Trace, table: Table, *, deadline: float = 0.25, seed: int
     late = (random.random(frames) < 0.02) * random.exponential(0.08, frames)
     rtts = trace.rtt * (1 + np.abs(random.normal(0, 0.12, frames))) + late
     servers = SERVER * np.exp(random.normal(0, 0.25, frames))
-    return Scene(f"{trace.name}/{seed}", trace, table, deadline, rtts, servers)
+    sureness = np.arange(frames) * GOLDEN % 1  # spread evenly over any stretch: nobody is lucky
+    return Scene(f"{trace.name}/{seed}", trace, table, deadline, rtts, servers, sureness)
 
 
 def suite(
