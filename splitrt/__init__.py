@@ -5,7 +5,11 @@
 
 from splitrt.core.manifest import Similar
 from splitrt.core.result import Result, Timings
+from splitrt.core.sample import Sampling
+from splitrt.core.spoken import Tally, Token
 from splitrt.edge.capture import Camera, Frame, Pictures
+from splitrt.edge.chat import Chat, Difference
+from splitrt.edge.decoder import Decoder, Step
 from splitrt.edge.edge import Edge
 from splitrt.edge.pilot import Caps
 from splitrt.edge.trust import Trust
@@ -24,7 +28,10 @@ from splitrt.errors import (
 __all__ = [
     "Camera",
     "Caps",
+    "Chat",
     "DeadlineMissed",
+    "Decoder",
+    "Difference",
     "Edge",
     "Frame",
     "LinkDown",
@@ -36,8 +43,12 @@ __all__ = [
     "ProfileError",
     "Refused",
     "Result",
+    "Sampling",
     "Similar",
     "SplitrtError",
+    "Step",
+    "Tally",
     "Timings",
+    "Token",
     "Trust",
 ]

@@ -10,18 +10,26 @@ from pathlib import Path
 import numpy as np
 
 from splitrt.core.codec import codecs
-from splitrt.core.manifest import TAIL, Manifest, prove, verified
+from splitrt.core.language import LAYERS, Language, is_language
+from splitrt.core.manifest import TAIL, Manifest, alone, prove, verified
+from splitrt.core.rows import Rows
+from splitrt.edge.decoder import LARGEST_WEIGHTS, Decoder
 from splitrt.edge.head import Head, LocalTail
 from splitrt.errors import ModelError
 
 CLOSE = 1e-3  # relative
+TRIED = (0, 1)  # tokens
 
 
 def check(folder: Path) -> Iterator[str]:
     """A line for everything that was proved; ModelError at the first that is wrong.
 
-    A model whose pictures change their size is run at the smallest and at the largest.
+    A model whose pictures change their size is run at the smallest and at the largest. Of a
+    language model the device's part is run.
     """
+    if is_language(folder):
+        yield from _language(folder)
+        return
     manifest = prove(folder)
     yield f"{folder}: {manifest.name}, {manifest.digest[:6].hex()}, {len(manifest.files)} files"
     codecs(folder, manifest)  # tables and dictionaries are what they should be
@@ -43,6 +51,31 @@ def check(folder: Path) -> Iterator[str]:
         yield "tail.pt2 was not run: torch is not installed (a device does not need it)"
         return
     yield from _same_answers(folder, manifest, runs)
+
+
+def _language(folder: Path) -> Iterator[str]:
+    """The server's weights may be missing: a device does without them."""
+    manifest = Language.load(folder)
+    alone(folder, manifest)
+    here = [name for name in manifest.files if name != LAYERS or (folder / LAYERS).exists()]
+    for name in here:
+        verified(folder, manifest, name, largest=LARGEST_WEIGHTS)
+    yield f"{folder}: {manifest.name}, {manifest.digest[:6].hex()}, {len(here)} files"
+    if LAYERS not in here:
+        yield f"{LAYERS} is not here: a server needs it, a device does not"
+    decoder = Decoder(folder, manifest, longest=min(manifest.longest, len(TRIED)))
+    for one in manifest.exits:
+        found = decoder.early(TRIED, one.layer)
+        decoder.truncate(0)
+        if not np.isfinite(found).all():
+            raise ModelError(f"the exit after layer {one.layer} gives numbers that are not finite")
+    exits = ", ".join(str(one.layer) for one in manifest.exits)
+    shape = manifest.shape
+    yield (
+        f"{manifest.cut} of {shape.layers} layers run on CPU in {manifest.weights}: exits after "
+        f"{exits}; rows of {shape.hidden} numbers cross, {Rows(manifest.codec, shape.hidden).size} "
+        f"bytes in {manifest.codec}"
+    )
 
 
 @dataclass(slots=True, eq=False)

@@ -1,8 +1,7 @@
-"""The verbs: demo, cuts, split, score, serve, edge, relay, profile, plan, check."""
+"""The verbs: demo, cuts, split, score, serve, edge, relay, profile, plan, check; and cli_chat's."""
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from splitrt import shown
+from splitrt import cli_chat, shown
 from splitrt.errors import SplitrtError
 
 if TYPE_CHECKING:
@@ -28,7 +27,11 @@ app = typer.Typer(
 NEEDS = {
     "torch": "cloud", "safetensors": "cloud", "grpc_health": "cloud",
     "matplotlib": "train", "onnx": "train", "tomli_w": "train",
+    "tokenizers": "chat", "jinja2": "chat", "starlette": "chat", "uvicorn": "chat",
 }  # fmt: skip
+
+LANGUAGE = {"cut", "exits", "weights", "resume", "codec", "longest"}  # options of `split`
+EXAMPLES = {"--shape": "1,3,224,224", "--threads": "1,2,4", "--exits": "4,8"}
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Folder = Annotated[Path, typer.Argument(help="A model directory.", metavar="DIR")]
@@ -61,10 +64,25 @@ Picture = Annotated[
 
 @app.command()
 def demo(
+    what: Annotated[str, typer.Argument(help="pictures, or chat: a story.")] = "pictures",
     source: Annotated[str | None, typer.Option(help="A folder, a video, a camera.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="With chat: another language model's directory.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Start a server and a device on this machine, send pictures, show what each plan does."""
+    """Start a server and a device on this machine, send pictures, show what each plan does.
+
+    `demo chat` tells a story across the cut, and compares it with asking for every token.
+    """
+    if what not in ("pictures", "chat"):
+        raise typer.BadParameter(f"{what!r} is no demo; pictures or chat", param_hint="WHAT")
+    if (source if what == "chat" else model) is not None:
+        wrong = "--source is for pictures" if what == "chat" else "--model is for `demo chat`"
+        raise typer.BadParameter(wrong)
+    if what == "chat":
+        _story(model, as_json)
+        return
     from splitrt.demo import run
 
     found = run(source, quiet=as_json)
@@ -99,9 +117,19 @@ def cuts(
 
 @app.command()
 def split(
-    whole: Whole,
-    after: Annotated[str, typer.Option(help="The module after which to cut (see `cuts`).")],
+    context: typer.Context,
+    whole: Annotated[
+        str,
+        typer.Argument(
+            help="A callable that returns the model, or the folder of a language model's "
+            "checkpoint.",
+            metavar="MODULE:CALLABLE | DIR",
+        ),
+    ],
     to: Annotated[Path, typer.Option(help="The model directory to write.")],
+    after: Annotated[
+        str | None, typer.Option(help="The module after which to cut (see `cuts`).")
+    ] = None,
     shape: Shape = "1,3,224,224",
     dtype: Dtype = "float32",
     smallest: Smallest = None,
@@ -119,17 +147,50 @@ def split(
         str, typer.Option(help="imagenet, unit or none: from a picture to the model's input.")
     ] = "imagenet",
     seed: int = 0,
+    cut: Annotated[int | None, typer.Option(help="Language: layers on the device.")] = None,
+    exits: Annotated[
+        str | None, typer.Option(help="Language: layers with an exit, 4,8; one is at the cut.")
+    ] = None,
+    weights: Annotated[
+        str, typer.Option(help="Language: of the device's part, int4, int8, fp16 or fp32.")
+    ] = "int4",
+    resume: Annotated[
+        str, typer.Option(help="Language: what devices may send, hidden, tokens or both.")
+    ] = "hidden",
+    codec: Annotated[str, typer.Option(help="Language: of the rows, q8, q4, f16 or f32.")] = "q8",
+    longest: Annotated[
+        int | None, typer.Option(help="Language: positions that the device has room for.")
+    ] = None,
 ) -> None:
     """Cut a model, distil a bottleneck if channels are given, write the model directory.
 
     Without --channels or --widths the cut is exact: plan f32 answers as the whole model does. A
     distillation that was interrupted goes on where it was when the same command is given again.
+    A language model's checkpoint (config.json, safetensors, tokenizer.json) is cut between layers.
     """
+    _of_one_kind(context, Path(whole).is_dir())
+    if Path(whole).is_dir():
+        from splitrt.train.divide import divide
+
+        made = divide(
+            whole,
+            to,
+            cut=cut or 0,
+            exits=None if exits is None else _shape(exits, "--exits"),
+            weights=weights,
+            resume=tuple(resume.split(",")),
+            codec=codec,
+            longest=longest,
+        )
+        layers = f"{made.cut} of {made.shape.layers} layers on the device in {made.weights}"
+        there = ", ".join(str(one.layer) for one in made.exits)
+        print(f"{to}: {layers}, exits after {there}; devices send {' or '.join(made.resume)}")
+        return
     from splitrt.train.make import Narrow, make
 
     manifest = make(
         whole,
-        after=after,
+        after=after or "",
         to=to,
         takes=_takes(shape, dtype, (smallest, step, fit), side, picture_size),
         bottleneck=Narrow(channels, _shape(widths, "--widths") if widths else (), epochs, seed),
@@ -196,11 +257,15 @@ def serve(
     insecure_tokens: Annotated[
         bool, typer.Option("--insecure-tokens", help="Tokens without TLS, inside a tunnel.")
     ] = False,
+    kv_tokens: Annotated[
+        int | None, typer.Option(help="Positions of all sessions of a language model.")
+    ] = None,
+    ttl: Annotated[float, typer.Option(help="Seconds a session is kept without a call.")] = 300.0,
 ) -> None:
     """Run the server's half until it is interrupted; then answer what is in flight and end."""
     import logging
 
-    from splitrt.cloud import Guard, Quota, Server
+    from splitrt.cloud import Guard, Quota, Room, Server
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     with Server(
@@ -213,13 +278,15 @@ def serve(
         guard=Guard(tls_cert, tls_key, client_ca, tokens, insecure_tokens),
         quota=Quota(frames_per_second, bytes_per_second),
         grace=grace,
+        room=Room(kv_tokens, ttl),
     ) as server:
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, lambda *_: server.stop())
         signal.signal(signal.SIGHUP, lambda *_: server.reload_soon())
         if watch:
             server.watch()
-        print(f"tail of {folder} at {server.address}", flush=True)
+        for line in shown.serving(str(folder), server):
+            print(line, flush=True)
         server.wait()
 
 
@@ -273,7 +340,7 @@ def edge(
     from splitrt.edge.pilot import Caps
     from splitrt.edge.trust import Trust
 
-    trust = Trust(tls_ca, cert, key, _token(token_file), insecure_tokens)
+    trust = Trust(tls_ca, cert, key, cli_chat.secret(token_file, "SPLITRT_TOKEN"), insecure_tokens)
     for name in plan or ["auto"]:
         pin = None if name == "auto" else name
         with Edge(
@@ -294,6 +361,11 @@ def edge(
                     answer = shown.answer(result, device.manifest.labels)
                     line = shown.json_line if as_json else shown.line
                     print(line(frame.name, name, answer, result), flush=True)
+
+
+app.command()(cli_chat.exits)
+app.command()(cli_chat.chat)
+app.command()(cli_chat.api)
 
 
 @app.command()
@@ -404,13 +476,15 @@ def main() -> None:
         )
 
 
-def _token(path: Path | None) -> str | None:
-    """The token of a file or of the environment; never of the arguments, which all can read."""
-    from splitrt.core.tls import small
+def _story(model: Path | None, as_json: bool) -> None:
+    from splitrt.coloured import Ink
+    from splitrt.story import run
 
-    if path is None:
-        return os.environ.get("SPLITRT_TOKEN") or None
-    return small(path).decode("utf-8", "replace").strip()
+    found = run(model, ink=None if as_json else Ink())
+    if as_json:
+        shown.as_json(found.as_dict())
+    else:
+        print(found.summary)
 
 
 def _similar(text: str | None, interval: int) -> Similar | bool:
@@ -428,13 +502,31 @@ def _similar(text: str | None, interval: int) -> Similar | bool:
         ) from None
 
 
+def _of_one_kind(context: typer.Context, language: bool) -> None:
+    """Options of `split` that are for the other kind of model are an error; so is no cut."""
+    kinds = "a language model's checkpoint", "a model of MODULE:CALLABLE"
+    here, there = kinds if language else kinds[::-1]
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+    for name in sorted(given - {"whole", "to"}):
+        if (name in LANGUAGE) != language:
+            option = f"--{name.replace('_', '-')}"
+            raise SplitrtError(
+                f"{option} is for {there}\nhelp: {context.params['whole']} is {here}"
+            )
+    needed = "cut" if language else "after"
+    if needed not in given:
+        places = "a number of layers" if language else "a module's name, see `splitrt cuts`"
+        raise SplitrtError(f"no --{needed}: where to cut {here}\nhelp: give {places}")
+
+
 def _shape(text: str, option: str = "--shape") -> tuple[int, ...]:
     try:
         shape = tuple(int(part) for part in text.replace("x", ",").split(","))
     except ValueError:
         shape = ()
     if not shape or min(shape) < 1:
-        wanted = {"--shape": "1,3,224,224", "--threads": "1,2,4"}.get(option, "64,64")
+        wanted = EXAMPLES.get(option, "64,64")
         raise typer.BadParameter(f"{text!r} is no shape; write {wanted}", param_hint=option)
     return shape
 

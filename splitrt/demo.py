@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,13 +20,13 @@ from PIL import Image
 from splitrt.cloud.program import load_program
 from splitrt.core.manifest import Manifest, verified
 from splitrt.edge.capture import Pictures, fit, open_source
-from splitrt.errors import LinkDown, ModelError, SplitrtError
+from splitrt.errors import ModelError, SplitrtError
+from splitrt.served import served
 
 HERE = Path(__file__).parent
 MODELS = (HERE / "model", HERE.parent / "models" / "cifar10-resnet")  # a wheel's, a clone's
 ROUNDS = 6  # times that each picture goes by each plan
 FRAMES = 40  # of a video or a camera
-PATIENCE = 60.0  # seconds for the server to come up
 MEANING = {
     "auto": "sure answers stay, others go as {default}",
     "local": "no server: head and tail here",
@@ -122,30 +120,6 @@ def shipped() -> Path:
         if (folder / "model.toml").exists():
             return folder
     raise ModelError("the shipped model is missing\nhelp: run from a clone, or install the wheel")
-
-
-@contextlib.contextmanager
-def served(folder: Path) -> Iterator[Callable[[], str]]:
-    """A server in a process of its own, on a free port; yields what waits for its address."""
-    command = [sys.executable, "-m", "splitrt.cli", "serve", str(folder), "--port", "0"]
-    process = subprocess.Popen([*command, "--threads", "1"], stdout=subprocess.PIPE, text=True)
-    alarm = threading.Timer(PATIENCE, process.kill)
-    alarm.start()
-
-    def address() -> str:
-        assert process.stdout is not None  # it is a pipe
-        found = re.search(r" at (\S+)$", process.stdout.readline().strip())
-        alarm.cancel()
-        if found is None:
-            raise LinkDown("the server did not start\nhelp: try `splitrt serve` by itself")
-        return found.group(1)
-
-    try:
-        yield address
-    finally:
-        alarm.cancel()
-        process.terminate()
-        process.wait()
 
 
 @contextlib.contextmanager

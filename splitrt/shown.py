@@ -9,13 +9,41 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from splitrt.core.rows import TOKEN, Rows
+
 if TYPE_CHECKING:
+    from splitrt.cloud import Server
     from splitrt.core.forecast import Outlook
+    from splitrt.core.language import Language
     from splitrt.core.profile import Profile
     from splitrt.core.result import Result
     from splitrt.demo import Report
     from splitrt.train.graph import Cut
     from splitrt.train.score import Score
+
+
+def serving(folder: str, server: Server) -> list[str]:
+    """What a server serves and where; of a language model also what each way to send costs."""
+    if not server.language:
+        return [f"tail of {folder} at {server.address}"]
+    scheduler = server.scheduler
+    manifest, layers = scheduler.layers.manifest, scheduler.layers
+    depth = manifest.shape.layers
+    lines = [f"layers {layers.first + 1} to {depth} of {folder} at {server.address}"]
+    for resume in manifest.resume:
+        held = layers.bytes_of(resume)
+        if resume == "tokens":
+            sent, what = TOKEN, f"its tokens: the text comes here, all {depth} layers run here"
+        else:
+            sent = Rows(manifest.codec, manifest.shape.hidden).size
+            what = f"rows of {manifest.codec}: the text stays there, {depth - manifest.cut} layers"
+            what += f" of {depth} run here"
+        lines.append(f"{resume}: {sent:,} bytes a position up, {held:,} held; {what}")
+    lines.append(
+        f"room for {scheduler.resident:,} positions, {scheduler.parked:,} more parked; "
+        f"a session without a call is kept for {scheduler.room.ttl:g} s"
+    )
+    return lines
 
 
 def report(found: Report) -> None:
@@ -53,6 +81,21 @@ def cuts(whole: str, found: Sequence[Cut]) -> None:
             f"{place.head_macs / 1e6:,.1f}",
             f"{place.head_params:,}",
         )
+    _show(table)
+
+
+def exits(found: Language) -> None:
+    """How often each exit of a language model says what the last layer says, and how sure it is."""
+    table = _table(
+        f"{found.name}: exits on held-out text",
+        ["exit after", "confidence from", "share", "accepted", "calibration error"],
+    )
+    for one in found.exits:
+        known = one.accepted is not None and one.ece is not None
+        figures = (f"{one.accepted:.1%}", f"{one.ece:.3f}") if known else ("-", "-")
+        table.add_row(f"layer {one.layer}", "all", "100%", *figures)
+        for part in one.bins:
+            table.add_row("", f"{part.low:.2f}", f"{part.share:.0%}", f"{part.accepted:.1%}", "")
     _show(table)
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from splitrt.core.manifest import Manifest
 from splitrt.demo import shipped
 from tests.conftest import ROOT, pictures
+from tests.language import checkpoint
 
 SHIPPED = ROOT / "models" / "cifar10-resnet"
 NET = """
@@ -69,6 +70,26 @@ def test_cuts_split_check_and_edge_of_a_users_own_network(here):
     lines = [json.loads(line) for line in seen.stdout.splitlines()]
     assert [line["frame"] for line in lines] == [f"{i:02}.png" for i in range(30)]
     assert {line["where"] for line in lines} == {"edge"}
+
+
+def test_a_language_models_checkpoint_is_split_and_proved(here):
+    checkpoint(here / "llama")
+    words = ("--cut", "2", "--exits", "1,2", "--weights", "int8", "--resume", "hidden,tokens")
+    made = splitrt("split", "llama", *words, "--to", "m", cwd=here)
+    assert made.returncode == 0, made.stderr
+    assert "2 of 4 layers on the device in int8, exits after 1, 2" in made.stdout
+    told = splitrt("check", "m", cwd=here)
+    assert told.returncode == 0 and "11 files" in told.stdout, told.stderr
+    assert "2 of 4 layers run on CPU" in told.stdout and "70 bytes in q8" in told.stdout
+    (here / "m" / "layers.safetensors").unlink()
+    told = splitrt("check", "m", cwd=here)
+    assert told.returncode == 0 and "layers.safetensors is not here" in told.stdout
+    (here / "m" / "voice.bin").write_bytes(b"")
+    told = splitrt("check", "m", cwd=here)
+    assert told.returncode == 1 and "was changed after export" in told.stderr
+    (here / "m" / "notes.txt").write_text("")
+    told = splitrt("check", "m", cwd=here)
+    assert told.returncode == 1 and "'notes.txt', which model.toml does not name" in told.stderr
 
 
 def test_split_with_widths_trains_a_small_head(here):
@@ -131,6 +152,11 @@ def test_split_with_a_bottleneck_trains_one(here):
             "no module '9'",
         ),
         (("split", "nets:net", "--after", "1", "--to", "m", "--channels", "2"), "--frames"),
+        (("split", "nets:net", "--to", "m"), "no --after"),
+        (("split", "pictures", "--to", "m"), "no --cut"),
+        (("split", "pictures", "--to", "m", "--cut", "2"), "no config.json"),
+        (("split", "pictures", "--to", "m", "--cut", "2", "--after", "1"), "--after is for"),
+        (("split", "nets:net", "--to", "m", "--after", "1", "--exits", "1"), "--exits is for"),
         (("check", "nowhere"), "no model.toml"),
         (("score", "m", "--frames", "pictures", "--plot", "a.jpg"), ".png or .svg"),
         (("edge", "nowhere", "--source", "x"), "no model.toml"),

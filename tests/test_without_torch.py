@@ -79,6 +79,9 @@ def test_the_command_line_of_a_device_works_and_says_what_needs_torch(device, mo
     )
     assert done.returncode == 1 and "splitrt[cloud]" in done.stderr
     assert "Traceback" not in done.stderr
+    done = subprocess.run([program, "api", model_dir], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "splitrt[chat]" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_device_profiles_are_installed_with_it(device, tmp_path):

@@ -3,5 +3,6 @@
 from splitrt.cloud.admit import Quota
 from splitrt.cloud.identity import Guard
 from splitrt.cloud.server import Server
+from splitrt.cloud.turn import Room
 
-__all__ = ["Guard", "Quota", "Server"]
+__all__ = ["Guard", "Quota", "Room", "Server"]

@@ -8,8 +8,6 @@ import contextlib
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from splitrt.cloud.tail import Tail
-
 PATIENCE = 1.0  # seconds for those who watch; one who does not read would hold up the others
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -26,9 +24,8 @@ class Health:
         """Let the server answer for it."""
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
 
-    async def serving(self, tail: Tail) -> None:
+    async def serving(self, names: set[str]) -> None:
         """These models are served, and no others."""
-        names = {branch.manifest.name for branch in tail.branches.values()}
         gone, self._names = self._names - names, names
         await self._say({**dict.fromkeys(gone, NOT_SERVING), **dict.fromkeys(names, SERVING)})
 

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -15,14 +16,20 @@ import grpc
 
 from splitrt.cloud.admit import Quota
 from splitrt.cloud.batch import Batcher
-from splitrt.cloud.front import IDLE, Front
+from splitrt.cloud.call import HANDSHAKE
+from splitrt.cloud.front import Front
 from splitrt.cloud.health import Health
 from splitrt.cloud.identity import Guard, Tokens
+from splitrt.cloud.layers import Layers
+from splitrt.cloud.reception import IDLE
 from splitrt.cloud.reload import renewed, watch
-from splitrt.cloud.stream import HANDSHAKE
+from splitrt.cloud.schedule import Scheduler
 from splitrt.cloud.tail import Tail
+from splitrt.cloud.talk import Talks, largest_message
+from splitrt.cloud.turn import Room
+from splitrt.core.language import Language, is_language
 from splitrt.core.manifest import Manifest
-from splitrt.errors import LinkError, SplitrtError
+from splitrt.errors import LinkError, ModelError, SplitrtError
 
 logger = logging.getLogger(__name__)
 
@@ -31,14 +38,15 @@ LAST = 0.5  # seconds for the last statuses to leave
 
 
 class Server:
-    """Serves the tail of one model directory from its own threads until closed.
+    """Serves the server's half of one model directory from its own threads until closed.
 
         with Server("models/cifar10-resnet", port=50700, device="cuda") as server:
             server.wait()
 
     Port 0 takes a free one; `address` says which. LinkError if the port is taken. tails: folders of
     further tails of the same head; a device says which are to answer its payloads. guard: whom it
-    lets in. quota: what each device may send. grace: seconds that closing may take.
+    lets in. quota: what each device may send. grace: seconds that closing may take. room: what the
+    server of a language model may hold; it has no tails and no batches.
     """
 
     def __init__(
@@ -55,6 +63,7 @@ class Server:
         guard: Guard = Guard(),
         quota: Quota = Quota(),
         grace: float = GRACE,
+        room: Room = Room(),
     ) -> None:
         bytearray(
             31 << 20
@@ -65,20 +74,21 @@ class Server:
         self.host, self.grace = host, grace
         self._guard, self._threads = guard, threads
         self._folders = [Path(folder), *map(Path, tails)]
-        tail = Tail(folder, Manifest.load(folder), others=tails, device=device, threads=threads)
-        self._room = tail.largest_frame
+        letting = {"max_inflight": max_inflight, "guard": guard, "tokens": tokens, "quota": quota}
+        front: Callable[[], Front | Talks]
+        if is_language(folder):
+            layers = self._layers(device, others=tails)
+            self._largest = largest_message(layers.manifest)
+            front = partial(Talks, layers, room, threads=threads, **letting)
+        else:
+            tail = Tail(folder, Manifest.load(folder), others=tails, device=device, threads=threads)
+            self._largest = tail.largest_frame
+            front = partial(Front, tail, max_batch=max_batch, **letting)
         self._over, self._reloading = threading.Event(), threading.Lock()
         ready: Future[int] = Future()
 
         async def run() -> None:
-            self._front = Front(
-                tail,
-                max_batch=max_batch,
-                max_inflight=max_inflight,
-                guard=guard,
-                tokens=tokens,
-                quota=quota,
-            )
+            self._front = front()
             await self._serve(port, ready)
 
         self._thread = threading.Thread(
@@ -88,7 +98,7 @@ class Server:
         try:
             self.port = ready.result()
         except LinkError:
-            self.batcher.close()
+            self._front.close()
             raise
 
     @property
@@ -103,13 +113,20 @@ class Server:
 
     @property
     def inflight(self) -> int:
-        """Frames that were taken and not answered yet."""
-        return self._front.tally.inflight
+        """Frames or Asks that were taken and not answered yet."""
+        return self._front.waiting
 
     @property
     def batcher(self) -> Batcher:
         """Where frames wait and run."""
+        assert isinstance(self._front, Front)
         return self._front.batcher
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """Where the sessions of a language model are."""
+        assert isinstance(self._front, Talks)
+        return self._front.scheduler
 
     @property
     def tail(self) -> Tail:
@@ -117,9 +134,14 @@ class Server:
         return self.batcher.tail
 
     @property
-    def manifest(self) -> Manifest:
-        """Of the first tail that answers now."""
-        return self.tail.manifest
+    def manifest(self) -> Manifest | Language:
+        """Of the language model, or of the first tail that answers now."""
+        return self.scheduler.layers.manifest if self.language else self.tail.manifest
+
+    @property
+    def language(self) -> bool:
+        """Whether it serves a language model."""
+        return isinstance(self._front, Talks)
 
     def __enter__(self) -> Server:
         return self
@@ -148,21 +170,22 @@ class Server:
             if self._thread.is_alive():
                 self._loop.call_soon_threadsafe(self._closing.set)
                 self._thread.join()
-                self.batcher.close()
+                self._front.close()
 
-    def reload(self) -> Manifest:
+    def reload(self) -> Manifest | Language:
         """Take up the model directories and the tokens as they are on disk now.
 
         They are proved and loaded beside those that serve, and take over between two batches.
         Devices of the old manifest are served on if only the tail changed; else their frames are
         STALE. ModelError if a directory does not prove, SplitrtError for the tokens: then the
-        old go on.
+        old go on. A language model cannot be exchanged while sessions hold keys and values of it:
+        only the tokens are, and a changed directory is a ModelError.
         """
         with self._reloading:
             tokens = None if self._guard.tokens is None else Tokens(self._guard.tokens)
-            tail = renewed(self.tail, self._folders, room=self._room, threads=self._threads)
+            tail = self._renewed()
             if self._thread.is_alive():
-                swapping = self._swap(tail or self.tail, tokens)
+                swapping = self._swap(tail, tokens)
                 asyncio.run_coroutine_threadsafe(swapping, self._loop).result()
             if tail is not None:
                 logger.info("%s: now %s", self._folders[0], self.manifest.digest[:6].hex())
@@ -187,10 +210,27 @@ class Server:
         except SplitrtError as error:
             logger.warning("not reloaded, the old goes on: %s", error)
 
-    async def _swap(self, tail: Tail, tokens: Tokens | None) -> None:
-        self._front.swap(tail)
+    def _layers(self, device: str, others: Sequence[str | Path]) -> Layers:
+        if others:
+            raise ModelError("a language model has no further tails\nhelp: one server for each")
+        return Layers(self._folders[0], Language.load(self._folders[0]), device=device)
+
+    def _renewed(self) -> Tail | None:
+        """What is to be taken up: a changed tail. ModelError for a changed language model."""
+        if not self.language:
+            return renewed(self.tail, self._folders, room=self._largest, threads=self._threads)
+        if Language.load(self._folders[0]).digest != self.manifest.digest:
+            raise ModelError(
+                f"{self._folders[0]} changed, and a language model is not reloaded\n"
+                "help: start another server with it; devices of this one go on until it is closed"
+            )
+        return None
+
+    async def _swap(self, tail: Tail | None, tokens: Tokens | None) -> None:
+        if tail is not None and isinstance(self._front, Front):
+            self._front.swap(tail)
         self._front.tokens = tokens
-        await self._health.serving(tail)
+        await self._health.serving(self._front.names)
 
     async def _serve(self, port: int, ready: Future[int]) -> None:
         self._loop, self._closing = asyncio.get_running_loop(), asyncio.Event()
@@ -204,7 +244,7 @@ class Server:
             taken = f"{self.host}:{port} cannot be bound\nhelp: another port, or 0 for a free one"
             ready.set_exception(LinkError(taken))
             return
-        await self._health.serving(self.tail)
+        await self._health.serving(self._front.names)
         await server.start()
         watching = asyncio.create_task(self._front.watch())
         ready.set_result(bound)
@@ -223,7 +263,7 @@ class Server:
 
     def _options(self) -> list[tuple[str, int]]:
         return [
-            ("grpc.max_receive_message_length", self._room),
+            ("grpc.max_receive_message_length", self._largest),
             ("grpc.max_metadata_size", 16 << 10),
             ("grpc.max_concurrent_streams", 100),
             ("grpc.so_reuseport", 0),

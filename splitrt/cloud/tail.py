@@ -49,7 +49,7 @@ class Tail:
         device: str = "cpu",
         threads: int | None = None,
     ) -> None:
-        self.device = _device(device)
+        self.device = placed(device)
         self.manifest = manifest
         if threads is not None:
             torch.set_num_threads(threads)
@@ -250,7 +250,8 @@ def _form(manifest: Manifest) -> tuple[object, ...]:
     return manifest.contract, manifest.outputs, manifest.sizes
 
 
-def _device(name: str) -> torch.device:
+def placed(name: str) -> torch.device:
+    """The device of that name; ModelError if torch has none."""
     try:
         device = torch.device(name)
     except RuntimeError as error:

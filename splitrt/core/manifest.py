@@ -10,7 +10,7 @@ import sys
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
@@ -230,21 +230,12 @@ class Manifest(Part):
     @classmethod
     def load(cls, folder: str | Path) -> Manifest:
         """The manifest of a model directory; ModelError if it is missing or wrong."""
-        path = Path(folder) / NAME
-        if not path.is_file():
-            raise ModelError(
-                f"{folder} has no {NAME}\nhelp: name a folder that export() or `split` wrote"
-            )
-        if path.stat().st_size > LARGEST_MANIFEST:
-            raise ModelError(f"{path} is larger than {LARGEST_MANIFEST >> 20} MiB")
-        raw = path.read_bytes()
-        if max(line.count(b".") for line in raw.split(b"\n")) > MOST_DOTS:
-            raise ModelError(f"{path} has a line with more than {MOST_DOTS} dots\nhelp: part it")
+        path, text = Path(folder) / NAME, raw(folder)
         try:
-            manifest = cls.model_validate(_parsed(raw, path))
+            manifest = cls.model_validate(parsed(text, path))
         except ValidationError as error:
-            raise ModelError(f"{path}: {_first(error)}") from error
-        manifest._digest = hashlib.sha256(raw).digest()
+            raise ModelError(f"{path}: {first(error)}") from error
+        manifest._digest = hashlib.sha256(text).digest()
         return manifest
 
     @property
@@ -424,15 +415,24 @@ def siblings(manifest: Manifest, folder: str | Path) -> Manifest:
     return found
 
 
-def verified(folder: str | Path, manifest: Manifest, name: str) -> Path:
-    """The path of a file the manifest names, after its sha256 was checked."""
+class Filed(Protocol):
+    """A manifest of either kind: the sha256 of every file that belongs to it."""
+
+    @property
+    def files(self) -> dict[str, str]: ...
+
+
+def verified(
+    folder: str | Path, manifest: Filed, name: str, *, largest: int = LARGEST_FILE
+) -> Path:
+    """The path of a file the manifest names, after its size and sha256 were checked."""
     if name not in manifest.files:
         raise ModelError(f"{folder} has no {name}\nhelp: export the model again")
     path = Path(folder) / name
     if path.is_symlink() or not path.is_file():
         raise ModelError(f"{path} is missing or not a plain file\nhelp: copy the whole directory")
-    if path.stat().st_size > LARGEST_FILE:
-        raise ModelError(f"{path} is larger than {LARGEST_FILE >> 30} GiB")
+    if path.stat().st_size > largest:
+        raise ModelError(f"{path} is larger than {largest >> 30} GiB")
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -448,12 +448,8 @@ def verified(folder: str | Path, manifest: Manifest, name: str) -> Path:
 def prove(folder: str | Path) -> Manifest:
     """Check the whole directory: every file's hash, and that nothing else lies there."""
     manifest = Manifest.load(folder)
-    extra = {path.name for path in Path(folder).iterdir()} - {NAME, *manifest.files}
-    if extra:
-        raise ModelError(f"{folder} holds {min(extra)!r}, which {NAME} does not name")
+    alone(folder, manifest)
     paths = [Path(folder) / name for name in (NAME, *manifest.files)]
-    if paths[0].is_symlink():
-        raise ModelError(f"{paths[0]} is a link\nhelp: copy the whole directory")
     if sum(path.lstat().st_size for path in paths if path.exists()) > LARGEST_FOLDER:
         raise ModelError(f"{folder} is larger than {LARGEST_FOLDER >> 30} GiB")
     for name in manifest.files:
@@ -461,15 +457,40 @@ def prove(folder: str | Path) -> Manifest:
     return manifest
 
 
-def _parsed(raw: bytes, path: Path) -> dict[str, Any]:
+def alone(folder: str | Path, manifest: Filed) -> None:
+    """ModelError if anything lies in the directory that model.toml does not name."""
+    extra = {path.name for path in Path(folder).iterdir()} - {NAME, *manifest.files}
+    if extra:
+        raise ModelError(f"{folder} holds {min(extra)!r}, which {NAME} does not name")
+    if (Path(folder) / NAME).is_symlink():
+        raise ModelError(f"{Path(folder) / NAME} is a link\nhelp: copy the whole directory")
+
+
+def raw(folder: str | Path) -> bytes:
+    """model.toml as it lies there; ModelError if it is missing or would take long to read."""
+    path = Path(folder) / NAME
+    if not path.is_file():
+        raise ModelError(
+            f"{folder} has no {NAME}\nhelp: name a folder that export() or `split` wrote"
+        )
+    if path.stat().st_size > LARGEST_MANIFEST:
+        raise ModelError(f"{path} is larger than {LARGEST_MANIFEST >> 20} MiB")
+    text = path.read_bytes()
+    if max(line.count(b".") for line in text.split(b"\n")) > MOST_DOTS:
+        raise ModelError(f"{path} has a line with more than {MOST_DOTS} dots\nhelp: part it")
+    return text
+
+
+def parsed(text: bytes, path: Path) -> dict[str, Any]:
     """The tables of a TOML text; beside its own error, tomllib raises two of Python's."""
     try:
-        return tomllib.loads(raw.decode())
+        return tomllib.loads(text.decode())
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not TOML: {error}") from error
 
 
-def _first(error: ValidationError) -> str:
+def first(error: ValidationError) -> str:
+    """The first thing that is wrong, and where."""
     found: Any = error.errors()[0]
     place = ".".join(str(part) for part in found["loc"])
     return f"{place}: {found['msg']}" if place else found["msg"]

@@ -90,9 +90,12 @@ class LocalTail:
         return {name: array[0] for name, array in zip(self.names, arrays, strict=True)}
 
 
-def session(path: Path, threads: int | None, provider: str) -> ort.InferenceSession:
+def session(
+    path: Path, threads: int | None, provider: str, *, weights: str | None = None
+) -> ort.InferenceSession:
     """A session that does not spin while idle (60 % of a core at 10 fps) on one provider.
 
+    weights: the file beside it, already verified, in which its larger weights lie; they are mapped.
     ModelError if the provider is missing: ONNX Runtime itself would fall back without a word.
     """
     wanted = f"{provider}ExecutionProvider"
@@ -106,8 +109,24 @@ def session(path: Path, threads: int | None, provider: str) -> ort.InferenceSess
     options.log_severity_level = 3
     # Weights in files of their own have no hash in the manifest: from bytes, and looked for where
     # nothing can be, they are refused.
-    options.add_session_config_entry(ELSEWHERE, os.devnull)
+    elsewhere = os.devnull if weights is None else str(path.parent.resolve())
+    options.add_session_config_entry(ELSEWHERE, elsewhere)
+    graph = path.read_bytes()
+    if weights is not None:
+        _only(graph, weights, path.name)
     try:
-        return ort.InferenceSession(path.read_bytes(), options, providers=[wanted])
+        return ort.InferenceSession(graph, options, providers=[wanted])
     except Exception as error:  # ONNX Runtime's own tree starts at RuntimeError and Exception
         raise ModelError(f"{path.name} does not load: {error}") from error
+
+
+def _only(graph: bytes, weights: str, name: str) -> None:
+    """ModelError if a graph may open another file than that of its weights.
+
+    A tensor elsewhere says so by the word location, whole in its bytes; each time it must be an
+    entry external_data{key: location, value: weights} of protobuf, and no more.
+    """
+    entry = b"\x0a\x08location\x12" + bytes([len(weights)]) + weights.encode()
+    whole = b"j" + bytes([len(entry)]) + entry  # field 13
+    if graph.count(b"location") != graph.count(whole):
+        raise ModelError(f"{name} names files other than {weights}\nhelp: split the model again")

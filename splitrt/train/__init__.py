@@ -3,10 +3,13 @@
 from splitrt.core.sizes import Sizes
 from splitrt.train.cut import Pixels, Split, another, cut
 from splitrt.train.distill import Schedule, distill, fast, holed, varied
-from splitrt.train.exits import calibration_error
+from splitrt.train.divide import divide
+from splitrt.train.early import early
+from splitrt.train.exits import calibrate, calibration_error
 from splitrt.train.export import About, export
 from splitrt.train.frames import Frames, read
 from splitrt.train.free import Free
+from splitrt.train.muon import Muon
 from splitrt.train.plot import draw
 from splitrt.train.score import score
 from splitrt.train.similar import similar
@@ -16,16 +19,20 @@ __all__ = [
     "About",
     "Frames",
     "Free",
+    "Muon",
     "Pixels",
     "Schedule",
     "Sizes",
     "Split",
     "Student",
     "another",
+    "calibrate",
     "calibration_error",
     "cut",
     "distill",
+    "divide",
     "draw",
+    "early",
     "export",
     "fast",
     "holed",

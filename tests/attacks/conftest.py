@@ -12,6 +12,7 @@ from splitrt.cloud.tail import Tail
 from splitrt.core.manifest import Manifest
 from tests.attacks.unharmed import Company
 from tests.attacks.victim import Victim
+from tests.cloud.conftest import head, llama, llama_dir, speaking  # noqa: F401
 
 WARM_UPS = 50  # until threads and memory are what they stay
 
@@ -24,6 +25,11 @@ def victim(model_dir: Path) -> Iterator[Victim]:
 @pytest.fixture(scope="session")
 def detector_victim(detector_dir: Path) -> Iterator[Victim]:
     yield from _warm(detector_dir)
+
+
+@pytest.fixture(scope="session")
+def talker(request: pytest.FixtureRequest) -> Iterator[Victim]:
+    yield from _warm(request.getfixturevalue("llama_dir"))
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 
+from splitrt.core.language import Language, is_language
 from splitrt.core.manifest import Manifest
-from tests.attacks import frames
+from tests.attacks import frames, sayings
 from tests.conftest import ROOT
 
 POOL = 8  # threads by which gRPC's own pool may have grown; a leak would be 200
@@ -24,7 +26,10 @@ PATIENCE = 30.0  # seconds until everything is back at its base
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a server holds: memory in bytes, the rest in pieces."""
+    """What a server holds: memory in bytes, the rest in pieces.
+
+    waiting: frames in the queue; of a language model's server sessions.
+    """
 
     tally: dict[str, int]
     waiting: int
@@ -50,7 +55,7 @@ class Victim:
     """The server of a model directory as a process, and a channel to it."""
 
     def __init__(self, folder: Path) -> None:
-        self.manifest = Manifest.load(folder)
+        self.manifest: Any = (Language if is_language(folder) else Manifest).load(folder)
         command = [sys.executable, "-m", "tests.attacks.victim", str(folder)]
         paths = os.pathsep.join(path for path in (str(ROOT), os.environ.get("PYTHONPATH")) if path)
         self.process = subprocess.Popen(
@@ -98,7 +103,9 @@ class Victim:
             time.sleep(0.01)
 
     def known_good(self) -> list[bytes]:
-        """The logits of a unary and of a streamed frame."""
+        """The logits of a unary and of a streamed frame, or what a language model says."""
+        if isinstance(self.manifest, Language):
+            return sayings.good(self.channel, self.manifest)
         raw = frames.good(self.manifest)
         unary = frames.infer(self.channel, raw)
         welcome, answer = frames.stream(self.channel, frames.streamed(raw))
@@ -114,14 +121,16 @@ class Victim:
 
 def main(folder: str) -> None:
     """Serve, and answer each line on stdin with counters and gauges; its end ends the server."""
-    from splitrt.cloud import Server
+    from splitrt.cloud import Room, Server
 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    with Server(folder, port=0, threads=1) as server:
+    room = Room(kv_tokens=4096, ttl=0.5)
+    with Server(folder, port=0, threads=1, room=room) as server:
         print(server.address, flush=True)
         for _ in sys.stdin:
-            gauges = {"waiting": server.batcher.waiting, "inflight": server.inflight}
+            waiting = server.scheduler.sessions if server.language else server.batcher.waiting
+            gauges = {"waiting": waiting, "inflight": server.inflight}
             print(json.dumps({"tally": dict(server.tally), **gauges}), flush=True)
 
 

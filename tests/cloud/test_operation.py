@@ -10,7 +10,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from splitrt.cloud import Server
-from splitrt.cloud.stream import PADDING, PING_BURST
+from splitrt.cloud.call import PADDING, PING_BURST
 from splitrt.core.manifest import Manifest
 from splitrt.wire import tail_pb2 as wire
 from tests.edge.test_loopback import soon
@@ -74,10 +74,10 @@ def test_pings_that_are_too_many_or_too_large_end_that_stream(
 
 
 def test_who_says_nothing_is_sent_away_and_who_pings_stays(model_dir, manifest, monkeypatch):
-    from splitrt.cloud import front
+    from splitrt.cloud import reception
 
-    monkeypatch.setattr(front, "IDLE", 2.0)
-    monkeypatch.setattr(front, "WATCH", 0.05)
+    monkeypatch.setattr(reception, "IDLE", 2.0)
+    monkeypatch.setattr(reception, "WATCH", 0.05)
     with Server(model_dir, port=0, threads=1) as server:
         with Line(server.address, manifest) as silent, Line(server.address, manifest) as alive:
             with pytest.raises(grpc.RpcError) as raised:

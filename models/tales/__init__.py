@@ -1,0 +1,1 @@
+"""What the story model's recipe is made of: text, tokens, network, training, figures."""

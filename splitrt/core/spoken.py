@@ -1,0 +1,81 @@
+"""What a language model said: each token with the place where it was made, and what it all took."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Place: TypeAlias = Literal["edge", "draft", "cloud"]
+Mode: TypeAlias = Literal["spec", "gated", "edge", "ask"]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of an answer.
+
+    where: cloud, the server chose it; draft, the device did and the server agreed; edge, the
+    device did and nobody was asked (yet).  position: in the session.  text: what it adds; empty
+    while a character is not complete.
+    """
+
+    id: int
+    text: str
+    where: Place
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Where a text that was said without a server parts from what the server would have said."""
+
+    position: int
+    said: int
+    instead: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What an answer took. seconds: of all.  first: to its first token.  up: bytes sent."""
+
+    edge: int = 0
+    draft: int = 0
+    cloud: int = 0
+    requests: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    up: int = 0
+    first: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """Of the answer."""
+        return self.edge + self.draft + self.cloud
+
+    @property
+    def requests_per_token(self) -> float:
+        """How often the server was asked for each token."""
+        return self.requests / max(1, self.tokens)
+
+    @property
+    def acceptance(self) -> float:
+        """Share of the drafts that the server agreed with."""
+        return self.accepted / max(1, self.drafted)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of the whole answer, the first token's time included."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    def as_dict(self) -> dict[str, object]:
+        """For programs. bytes_up: sent for it.  first_s: to its first token."""
+        return {
+            "where": {"edge": self.edge, "draft": self.draft, "cloud": self.cloud},
+            "tokens": self.tokens,
+            "requests_per_token": round(self.requests_per_token, 4),
+            "acceptance": round(self.acceptance, 4),
+            "bytes_up": self.up,
+            "first_s": round(self.first, 4),
+            "seconds": round(self.seconds, 4),
+            "tokens_per_s": round(self.tokens_per_s, 2),
+        }
