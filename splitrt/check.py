@@ -11,8 +11,9 @@ import numpy as np
 
 from splitrt.core.codec import codecs
 from splitrt.core.language import LAYERS, Language, is_language
-from splitrt.core.manifest import TAIL, Manifest, alone, prove, verified
+from splitrt.core.manifest import NAME, TAIL, Manifest, alone, prove, verified
 from splitrt.core.rows import Rows
+from splitrt.core.shards import Shards, is_star
 from splitrt.edge.decoder import LARGEST_WEIGHTS, Decoder
 from splitrt.edge.head import Head, LocalTail
 from splitrt.errors import ModelError
@@ -25,10 +26,13 @@ def check(folder: Path) -> Iterator[str]:
     """A line for everything that was proved; ModelError at the first that is wrong.
 
     A model whose pictures change their size is run at the smallest and at the largest. Of a
-    language model the device's part is run.
+    language model the device's part is run, of a star nothing.
     """
     if is_language(folder):
         yield from _language(folder)
+        return
+    if is_star(folder):
+        yield from _star(folder)
         return
     manifest = prove(folder)
     yield f"{folder}: {manifest.name}, {manifest.digest[:6].hex()}, {len(manifest.files)} files"
@@ -76,6 +80,27 @@ def _language(folder: Path) -> Iterator[str]:
         f"{exits}; rows of {shape.hidden} numbers cross, {Rows(manifest.codec, shape.hidden).size} "
         f"bytes in {manifest.codec}"
     )
+
+
+def _star(folder: Path) -> Iterator[str]:
+    """Files alone; other devices' folders may be missing: a device needs but its own."""
+    manifest = Shards.load(folder)
+    here = [one for one in manifest.devices if (folder / one.folder).is_dir()]
+    extra = {path.name for path in folder.iterdir()} - {NAME, *(one.folder for one in here)}
+    if extra:
+        raise ModelError(f"{folder} holds {min(extra)!r}, which {NAME} does not name")
+    yield f"{folder}: {manifest.name}, {manifest.digest[:6].hex()}, {len(manifest.devices)} devices"
+    for one in manifest.devices:
+        if one not in here:
+            yield f"{one.folder} is not here: its own device needs it, others do not"
+            continue
+        alone(folder / one.folder, one)
+        for name in one.files:
+            verified(folder / one.folder, one, name, largest=LARGEST_WEIGHTS)
+        yield (
+            f"{one.folder}: {len(one.files)} files, heads {one.groups[0]} to {one.groups[1] - 1} "
+            f"of keys and values, columns {one.columns[0]} to {one.columns[1] - 1}; not run"
+        )
 
 
 @dataclass(slots=True, eq=False)

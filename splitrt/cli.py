@@ -31,6 +31,7 @@ NEEDS = {
 }  # fmt: skip
 
 LANGUAGE = {"cut", "exits", "weights", "resume", "codec", "longest"}  # options of `split`
+STAR = {"star", "shares", "weights", "longest"}  # its options for several devices
 EXAMPLES = {"--shape": "1,3,224,224", "--threads": "1,2,4", "--exits": "4,8"}
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
@@ -161,14 +162,25 @@ def split(
     longest: Annotated[
         int | None, typer.Option(help="Language: positions that the device has room for.")
     ] = None,
+    star: Annotated[
+        int | None,
+        typer.Option(help="Language: of so many devices each gets a part of all layers."),
+    ] = None,
+    shares: Annotated[
+        str | None, typer.Option(help="With --star: their speeds, the hub's first, 2,1,1.")
+    ] = None,
 ) -> None:
     """Cut a model, distil a bottleneck if channels are given, write the model directory.
 
     Without --channels or --widths the cut is exact: plan f32 answers as the whole model does. A
     distillation that was interrupted goes on where it was when the same command is given again.
-    A language model's checkpoint (config.json, safetensors, tokenizer.json) is cut between layers.
+    A language model's checkpoint (config.json, safetensors, tokenizer.json) is cut between layers,
+    or with --star sliced: a folder for each of the devices, hub, spoke-1, ...
     """
     _of_one_kind(context, Path(whole).is_dir())
+    if star is not None:
+        _sliced(whole, to, _speeds(star, shares), weights, longest)
+        return
     if Path(whole).is_dir():
         from splitrt.train.divide import divide
 
@@ -502,6 +514,40 @@ def _similar(text: str | None, interval: int) -> Similar | bool:
         ) from None
 
 
+def _sliced(
+    whole: str, to: Path, shares: tuple[float, ...], weights: str, longest: int | None
+) -> None:
+    from splitrt.train.shards import shard
+
+    made = shard(whole, to, shares=shares, weights=weights, longest=longest)
+    print(f"{to}: {made.shape.layers} layers of {made.name} in {made.weights}")
+    for one in made.devices:
+        size = sum((to / one.folder / name).stat().st_size for name in one.files) / 1e6
+        print(
+            f"{one.folder}: {one.heads} of {made.shape.kv_heads} heads of keys and values, "
+            f"{one.inner} of {made.shape.inner} feed-forward columns, {size:.1f} MB"
+        )
+
+
+def _speeds(star: int, shares: str | None) -> tuple[float, ...]:
+    """--star N, and --shares if they are given."""
+    if star < 1:
+        raise typer.BadParameter(f"{star} devices; 1 or more", param_hint="--star")
+    if shares is None:
+        return (1.0,) * star
+    try:
+        found = tuple(float(one) for one in shares.split(","))
+    except ValueError:
+        raise typer.BadParameter(
+            f"{shares!r} are no shares; write 2,1,1", param_hint="--shares"
+        ) from None
+    if len(found) != star:
+        raise SplitrtError(
+            f"{len(found)} shares for {star} devices\nhelp: one each, the hub's first"
+        )
+    return found
+
+
 def _of_one_kind(context: typer.Context, language: bool) -> None:
     """Options of `split` that are for the other kind of model are an error; so is no cut."""
     kinds = "a language model's checkpoint", "a model of MODULE:CALLABLE"
@@ -509,15 +555,28 @@ def _of_one_kind(context: typer.Context, language: bool) -> None:
     sources = {name: context.get_parameter_source(name) for name in context.params}
     given = {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
     for name in sorted(given - {"whole", "to"}):
-        if (name in LANGUAGE) != language:
+        if (name in LANGUAGE | STAR) != language:
             option = f"--{name.replace('_', '-')}"
             raise SplitrtError(
                 f"{option} is for {there}\nhelp: {context.params['whole']} is {here}"
             )
+    if language and given & {"star", "shares"}:
+        _of_a_star(given)
+        return
     needed = "cut" if language else "after"
     if needed not in given:
-        places = "a number of layers" if language else "a module's name, see `splitrt cuts`"
+        places = "a module's name, see `splitrt cuts`"
+        if language:
+            places = "a number of layers, or --star with a number of devices"
         raise SplitrtError(f"no --{needed}: where to cut {here}\nhelp: give {places}")
+
+
+def _of_a_star(given: set[str]) -> None:
+    """A star is not cut: its server is the other devices."""
+    if "star" not in given:
+        raise SplitrtError("--shares without --star\nhelp: give --star and the number of devices")
+    for name in sorted(given - {"whole", "to"} - STAR):
+        raise SplitrtError(f"--{name} with --star\nhelp: every device gets a part of all layers")
 
 
 def _shape(text: str, option: str = "--shape") -> tuple[int, ...]:

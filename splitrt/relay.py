@@ -428,6 +428,8 @@ class Side(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
+        plug = transport.get_extra_info("socket")  # asyncio does so only where it made the socket
+        plug.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._reading = True
         self.line.sides.append(self)
         if not self._begun:

@@ -92,6 +92,39 @@ def test_a_language_models_checkpoint_is_split_and_proved(here):
     assert told.returncode == 1 and "'notes.txt', which model.toml does not name" in told.stderr
 
 
+def test_a_checkpoint_is_sliced_for_three_devices(here):
+    checkpoint(here / "four", num_key_value_heads=4, intermediate_size=160)
+    made = splitrt("split", "four", "--star", 3, "--shares", "2,1,1", "--to", "in-3", cwd=here)
+    assert made.returncode == 0, made.stderr
+    told = made.stdout.splitlines()
+    assert told[0] == "in-3: 4 layers of in-3 in int4"
+    assert "hub: 2 of 4 heads of keys and values, 96 of 160 feed-forward columns" in told[1]
+    assert "spoke-2: 1 of 4 heads" in told[3]
+    told = splitrt("check", "in-3", cwd=here)
+    assert told.returncode == 0 and told.stdout.count("files") == 3, told.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--star", 5), "help: --star 2 works"),
+        (("--star", 2, "--shares", "1,1,1"), "3 shares for 2 devices"),
+        (("--star", 2, "--cut", 1), "--cut with --star"),
+        (("--shares", "2,1"), "--shares without --star"),
+        (("--star", 0), "0 devices; 1 or more"),
+        (("--star", 2, "--shares", "2,x"), "'2,x' are no shares; write 2,1"),
+    ],
+)
+def test_a_star_that_cannot_be_is_refused_in_words(here, words, told):
+    if not (here / "two").is_dir():
+        checkpoint(here / "two")
+    done = splitrt("split", "two", *words, "--to", "refused", cwd=here)
+    assert done.returncode != 0 and not (here / "refused").exists()
+    assert (
+        told in " ".join(done.stderr.replace("│", " ").split()) and "Traceback" not in done.stderr
+    )
+
+
 def test_split_with_widths_trains_a_small_head(here):
     made = splitrt(
         "split", "nets:net", "--after", "1", "--to", "m", "--shape", "1,3,16,16",

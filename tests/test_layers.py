@@ -16,12 +16,14 @@ OURS = {
     "wire": {"wire"},
     "core": {"errors", "wire", "core"},
     "edge": {"errors", "wire", "core", "edge"},
+    "star": {"errors", "wire", "core", "edge", "star"},
     "cloud": {"errors", "wire", "core", "cloud"},
     "train": {"errors", "core", "train"},
 }
 OTHERS = {
     "core": {"PIL", "numpy", "zstandard", "pydantic", "safetensors", "tomli"},
     "edge": {"numpy", "onnxruntime", "grpc", "PIL", "cv2"},
+    "star": {"numpy", "onnxruntime", "grpc"},
     "cloud": {"numpy", "torch", "grpc", "grpc_health", "google", "safetensors"},
     "train": {
         "numpy", "torch", "onnx", "PIL", "matplotlib", "pydantic", "rich", "safetensors", "tomli_w",
@@ -36,7 +38,9 @@ CHAT = {
     "edge/wish.py": {"pydantic"},
 }
 # The wire is public too: protos/ says what any client may send.
-PUBLIC = ("splitrt", "splitrt.train", "splitrt.cloud", "splitrt.relay", "splitrt.wire")
+PUBLIC = (
+    "splitrt", "splitrt.train", "splitrt.cloud", "splitrt.relay", "splitrt.star", "splitrt.wire",
+)  # fmt: skip
 # Two files run more than their layer: the score measures both halves over the real wire, and exits
 # of a language model learn what both halves really say.
 ALSO = {"train/score.py": {"edge", "cloud"}, "train/early.py": {"edge", "cloud"}}

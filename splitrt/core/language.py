@@ -123,7 +123,10 @@ class Language(Part):
         path, text = Path(folder) / NAME, raw(folder)
         tables = parsed(text, path)
         if tables.get("kind") != KIND:
-            raise ModelError(f"{folder} holds no language model\nhelp: use it with Edge and Server")
+            way = "use it with Edge and Server"
+            if tables.get("kind") == "star":
+                way = "it is a star's; `splitrt split --cut` writes one for a device and a server"
+            raise ModelError(f"{folder} holds no language model\nhelp: {way}")
         try:
             found = cls.model_validate(tables)
         except ValidationError as error:

@@ -12,6 +12,7 @@ from splitrt.train.free import Free
 from splitrt.train.muon import Muon
 from splitrt.train.plot import draw
 from splitrt.train.score import score
+from splitrt.train.shards import shard
 from splitrt.train.similar import similar
 from splitrt.train.slim import Student, scaled
 
@@ -39,6 +40,7 @@ __all__ = [
     "read",
     "scaled",
     "score",
+    "shard",
     "similar",
     "varied",
 ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from splitrt.core.language import CHAT, KIND, LAYERS, LONGEST, TOKENIZER, Language
 from splitrt.core.manifest import NAME
 from splitrt.core.rows import CODECS
+from splitrt.core.shards import Portion
 from splitrt.errors import ModelError
 from splitrt.train.export import About
 from splitrt.train.gqa import (
@@ -64,22 +66,12 @@ def divide(
     source, to = Checkpoint(checkpoint), Path(to)
     layers = sorted({cut, *(exits or ())})
     _possible(source, cut, layers, weights, resume, codec)
-    room = min(source.positions, ROOM) if longest is None else longest
-    if not 2 <= room <= min(source.positions, LONGEST):
-        raise ModelError(f"room for {room} positions\nhelp: 2 to {source.positions} were trained")
-    if to.exists() and (not to.is_dir() or (any(to.iterdir()) and not (to / NAME).exists())):
-        raise ModelError(f"{to} exists and is no model directory\nhelp: name a new folder")
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=to.parent) as fresh:
-        made = Path(fresh) / to.name
-        made.mkdir()
-        said = _exits(source, made, layers, weights, room)
-        matrix = Matrix(source.shape.vocab, source.shape.hidden, lambda: source.tensor(HEAD))
-        voice(made / VOICE, matrix, weights=weights)
+    longest = room(source, longest)
+    with anew(to) as made:
+        said = _exits(source, made, layers, weights, longest)
+        voice(made / VOICE, table(source, HEAD), weights=weights)
         _server(source, made / LAYERS, cut, "tokens" in resume)
-        shutil.copyfile(source.folder / TOKENIZER, made / TOKENIZER)
-        if source.chat is not None:
-            (made / CHAT).write_text(source.chat, encoding="utf-8")
+        words(source, made)
         told = about or About(recipe=f"splitrt split {source.folder.name}")
         given = {
             "provenance": asdict(told),
@@ -88,12 +80,50 @@ def divide(
             "weights": weights,
             "resume": list(resume),
         }
-        _sign(source, made, given | {"codec": codec, "longest": room})
-        manifest = Language.load(made)
+        given |= {"voice": VOICE, "codec": codec, "longest": longest}
+        files = {path.name: digest(path) for path in sorted(made.iterdir())}
+        sign(source, made, KIND, given, {"files": files})
+        return Language.load(made)
+
+
+def room(source: Checkpoint, longest: int | None) -> int:
+    """Positions that a device has room for; ModelError if so many were not trained."""
+    found = min(source.positions, ROOM) if longest is None else longest
+    if not 2 <= found <= min(source.positions, LONGEST):
+        raise ModelError(f"room for {found} positions\nhelp: 2 to {source.positions} were trained")
+    return found
+
+
+@contextmanager
+def anew(to: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes the model directory `to` if nothing fails."""
+    if to.exists() and (not to.is_dir() or (any(to.iterdir()) and not (to / NAME).exists())):
+        raise ModelError(f"{to} exists and is no model directory\nhelp: name a new folder")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=to.parent) as fresh:
+        made = Path(fresh) / to.name
+        made.mkdir()
+        yield made
         if to.exists():
             shutil.rmtree(to)
         made.replace(to)
-    return manifest
+
+
+def table(source: Checkpoint, name: str) -> Matrix:
+    """The embedding or the LM head, read bit by bit."""
+    return Matrix(
+        source.shape.vocab,
+        source.shape.hidden,
+        lambda: source.tensor(name),
+        part=lambda rows, columns: source.tensor(name, rows, columns),
+    )
+
+
+def words(source: Checkpoint, folder: Path) -> None:
+    """Copy the tokenizer, and the chat template if there is one."""
+    shutil.copyfile(source.folder / TOKENIZER, folder / TOKENIZER)
+    if source.chat is not None:
+        (folder / CHAT).write_text(source.chat, encoding="utf-8")
 
 
 def _possible(
@@ -127,7 +157,6 @@ def _exits(
 ) -> list[dict[str, Any]]:
     """Write the segments between exits, and the exits; what model.toml says of them."""
     turns = cosines(source.shape.rope, room)
-    table = Matrix(source.shape.vocab, source.shape.hidden, lambda: source.tensor(EMBEDDING))
     said = []
     for first, last in zip([0, *layers], layers, strict=False):
         names = f"layers-{first}-{last}.onnx", f"exit-{last}.onnx"
@@ -137,7 +166,7 @@ def _exits(
             turns,
             weights=weights,
             hidden=source.shape.hidden,
-            table=table if first == 0 else None,
+            table=table(source, EMBEDDING) if first == 0 else None,
         )
         gain, adapter = _exit(source, last)
         exit_graph(folder / names[1], gain, source.shape.eps, adapter, weights=weights)
@@ -145,40 +174,48 @@ def _exits(
     return said
 
 
-def layer(source: Checkpoint, number: int) -> Layer:
-    """One layer of a checkpoint, whole; its matrices are read when they are written."""
+def layer(source: Checkpoint, number: int, part: Portion | None = None) -> Layer:
+    """One layer of a checkpoint, or a part of it; its matrices are read when they are written."""
     shape, name = source.shape, f"model.layers.{number}"
+    part = Portion.whole(shape) if part is None else part
     return Layer(
         before=source.tensor(f"{name}.input_layernorm.weight"),
-        attention=_attention(source, f"{name}.self_attn", shape.windows[number]),
+        attention=_attention(source, f"{name}.self_attn", shape.windows[number], part),
         between=source.tensor(f"{name}.post_attention_layernorm.weight"),
-        feed=_feed(source, f"{name}.mlp"),
+        feed=_feed(source, f"{name}.mlp", part),
         eps=shape.eps,
     )
 
 
-def _attention(source: Checkpoint, name: str, window: int) -> Attention:
+def _attention(source: Checkpoint, name: str, window: int, part: Portion) -> Attention:
     shape, size = source.shape, even(source.shape.head)
+    each = shape.heads // shape.kv_heads * shape.head  # rows of queries of one group
+    asked = slice(part.groups[0] * each, part.groups[1] * each)
+    known = slice(part.groups[0] * shape.head, part.groups[1] * shape.head)
+    kv_heads, heads = part.heads, part.heads * (shape.heads // shape.kv_heads)
 
     def stacked(kind: str) -> np.ndarray:
-        q, k, v = (source.tensor(f"{name}.{one}_proj.{kind}") for one in "qkv")
+        places = zip("qkv", (asked, known, known), strict=True)
+        q, k, v = (source.tensor(f"{name}.{one}_proj.{kind}", rows) for one, rows in places)
         padded = halves(q, shape.head), halves(k, shape.head), ends(v, shape.head)
         return np.concatenate(padded)
 
     def out() -> np.ndarray:
-        return ends(source.tensor(f"{name}.o_proj.weight").T, shape.head).T
+        columns = source.tensor(f"{name}.o_proj.weight", slice(None), asked)
+        return ends(columns.T, shape.head).T
 
-    bias = source.tensor(f"{name}.o_proj.bias") if "o" in shape.biased else None
-    rows = (shape.heads + 2 * shape.kv_heads) * size
+    added = "o" in shape.biased and part.leads
+    bias = source.tensor(f"{name}.o_proj.bias") if added else None
+    rows = (heads + 2 * kv_heads) * size
     sums = stacked("bias") if "qkv" in shape.biased else None
     return Attention(
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
+        heads=heads,
+        kv_heads=kv_heads,
         head=size,
         scale=shape.head**-0.5,
         window=window,
         qkv=Matrix(rows, shape.hidden, lambda: stacked("weight"), sums),
-        out=Matrix(shape.hidden, shape.heads * size, out, bias),
+        out=Matrix(shape.hidden, heads * size, out, bias),
         norms=_norms(source, name) if shape.normed else None,
         eps=shape.eps * shape.head / size,
     )
@@ -193,21 +230,22 @@ def _norms(source: Checkpoint, name: str) -> tuple[np.ndarray, np.ndarray]:
     return queries, keys
 
 
-def _feed(source: Checkpoint, name: str) -> Feed:
-    shape = source.shape
+def _feed(source: Checkpoint, name: str, part: Portion) -> Feed:
+    shape, own = source.shape, slice(*part.columns)
 
     def both(kind: str) -> np.ndarray:
-        return np.concatenate([source.tensor(f"{name}.{n}_proj.{kind}") for n in ("gate", "up")])
+        parts = (source.tensor(f"{name}.{one}_proj.{kind}", own) for one in ("gate", "up"))
+        return np.concatenate(list(parts))
+
+    def down() -> np.ndarray:
+        return source.tensor(f"{name}.down_proj.weight", slice(None), own)
 
     there = "mlp" in shape.biased
-    last = source.tensor(f"{name}.down_proj.bias") if there else None
+    last = source.tensor(f"{name}.down_proj.bias") if there and part.leads else None
+    bias = both("bias") if there else None
     return Feed(
-        up=Matrix(
-            2 * shape.inner, shape.hidden, lambda: both("weight"), both("bias") if there else None
-        ),
-        down=Matrix(
-            shape.hidden, shape.inner, lambda: source.tensor(f"{name}.down_proj.weight"), last
-        ),
+        up=Matrix(2 * part.inner, shape.hidden, lambda: both("weight"), bias),
+        down=Matrix(shape.hidden, part.inner, down, last),
     )
 
 
@@ -245,15 +283,17 @@ def _server(source: Checkpoint, path: Path, cut: int, whole: bool) -> None:
     write(path, {name: source.lazy(name) for name in names})
 
 
-def _sign(source: Checkpoint, folder: Path, said: dict[str, Any]) -> None:
-    """Write model.toml, with every file's hash."""
-    manifest: dict[str, Any] = {"format": 1, "kind": KIND, "name": folder.name}
+def sign(
+    source: Checkpoint, folder: Path, kind: str, said: Mapping[str, Any], last: Mapping[str, Any]
+) -> None:
+    """Write model.toml: what the checkpoint says, and what is given; `last` has the hashes."""
+    manifest: dict[str, Any] = {"format": 1, "kind": kind, "name": folder.name}
     manifest |= {"family": source.family, "shape": source.shape.model_dump(mode="json")}
-    manifest |= {"voice": VOICE, **said}
+    manifest |= said
     if source.begins is not None:
         manifest["begins"] = source.begins
     manifest["stops"] = list(source.stops)
-    manifest["files"] = {path.name: digest(path) for path in sorted(folder.iterdir())}
+    manifest |= last
     (folder / NAME).write_text(tomli_w.dumps(manifest))
 
 

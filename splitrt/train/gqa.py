@@ -7,7 +7,7 @@ ONNX Runtime's GroupQueryAttention writes new keys and values where the old ones
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from splitrt.core.language import Rope
-from splitrt.train.tensors import Lazy, write
+from splitrt.train.tensors import Lazy, pieces, write
 
 OPSET, IR_VERSION = 17, 8
 OURS = "com.microsoft"
@@ -25,7 +25,8 @@ BLOCK = 32  # numbers that share a scale
 INT8_SUMS = 4  # MatMulNBits' accuracy_level: activations in int8, block by block
 EVEN = 16  # the kernel's heads are multiples of it
 SMALL = 4096  # bytes; smaller weights lie in the graph itself
-SLAB = 1 << 22  # numbers that are quantised at a time
+SLAB = 1 << 20  # numbers that are quantised at a time
+READ = 1 << 22  # numbers of a table that are read at a time
 LOW = -1e9  # a score that is none
 BITS = {"int8": 8, "int4": 4}
 ONNX_TYPES = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "I8": TensorProto.INT8}
@@ -35,12 +36,34 @@ NUMPY_TYPES = {"F32": np.float32, "F16": np.float16, "I8": np.int8, "U8": np.uin
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """Weights [rows, columns] of a linear map, made when they are written, and its bias [rows]."""
+    """Weights [rows, columns] of a linear map, made when they are written, and its bias [rows].
+
+    part: what `make` gives, of some rows and columns; a large matrix is read so, bit by bit.
+    """
 
     rows: int
     columns: int
     make: Callable[[], np.ndarray]
     bias: np.ndarray | None = None
+    part: Callable[[slice, slice], np.ndarray] | None = None
+
+    def down(self) -> Iterator[np.ndarray]:
+        """All of it, some rows after the other."""
+        if self.part is None:
+            yield self.make()
+            return
+        for rows in _places(self.rows, self.columns, READ):
+            yield self.part(rows, slice(None))
+
+    def across(self) -> Iterator[np.ndarray]:
+        """All of it, some columns after the other; of each only a few rows are read at once."""
+        if self.part is None:
+            yield self.make()
+            return
+        high = _places(self.rows, self.columns, READ)
+        for columns in _places(self.columns, self.rows, READ):
+            # Copies: what is read may keep its file mapped.
+            yield np.concatenate([self.part(rows, columns).copy() for rows in high])
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +165,11 @@ class Graph:
         half = self.weights == "fp16"
         kind = np.float16 if half else np.float32
         shape = (matrix.columns, matrix.rows)
-        made = Lazy("F16" if half else "F32", shape, lambda: halved(matrix.make(), kind).T)
+        made = Lazy(
+            "F16" if half else "F32",
+            shape,
+            lambda: (halved(some, kind).T for some in matrix.across()),
+        )
         weight = self.weight(f"{name}.weight", made)
         if not half:
             return weight
@@ -151,8 +178,10 @@ class Graph:
     def _quantised(self, x: str, y: str, name: str, matrix: Matrix) -> None:
         bits, blocks = BITS[self.weights], -(-matrix.columns // BLOCK)
         packed = (matrix.rows, blocks, BLOCK * bits // 8)
-        made = Lazy("U8", packed, lambda: codes(matrix.make(), bits))
-        steps = Lazy("F32", (matrix.rows * blocks,), lambda: scales(matrix.make(), bits))
+        made = Lazy("U8", packed, lambda: (codes(some, bits) for some in matrix.down()))
+        steps = Lazy(
+            "F32", (matrix.rows * blocks,), lambda: (scales(some, bits) for some in matrix.down())
+        )
         weights = [self.weight(f"{name}.codes", made), self.weight(f"{name}.scales", steps)]
         self.node(
             "MatMulNBits",
@@ -184,8 +213,11 @@ class Graph:
     def embedding(self, ids: str, name: str, table: Matrix) -> str:
         """Rows of the table by `ids`: float32, whatever it is held in."""
         if self.weights in BITS:
-            rows = Lazy("I8", (table.rows, table.columns), lambda: row_codes(table.make()))
-            steps = Lazy("F32", (table.rows, 1), lambda: row_scales(table.make()))
+            shape = table.rows, table.columns
+            rows = Lazy("I8", shape, lambda: (row_codes(some) for some in table.down()))
+            steps = Lazy(
+                "F32", (table.rows, 1), lambda: (row_scales(some) for some in table.down())
+            )
             row = self.node("Gather", [self.weight(f"{name}.codes", rows), ids], f"{name}.row")
             step = self.node("Gather", [self.weight(f"{name}.scales", steps), ids], f"{name}.step")
             wide = self.node("Cast", [row], f"{name}.wide", to=TensorProto.FLOAT)
@@ -193,7 +225,9 @@ class Graph:
         half = self.weights == "fp16"
         kind = np.float16 if half else np.float32
         shape = (table.rows, table.columns)
-        made = Lazy("F16" if half else "F32", shape, lambda: halved(table.make(), kind))
+        made = Lazy(
+            "F16" if half else "F32", shape, lambda: (halved(some, kind) for some in table.down())
+        )
         row = self.node("Gather", [self.weight(f"{name}.weight", made), ids], f"{name}.row")
         return self.node("Cast", [row], name, to=TensorProto.FLOAT)
 
@@ -399,7 +433,7 @@ def halved(matrix: np.ndarray, kind: type) -> np.ndarray:
     """The matrix as `kind`; what a float16 cannot hold becomes its largest."""
     if kind is np.float16:
         matrix = np.clip(matrix, -65504, 65504)
-    return matrix.astype(kind)
+    return matrix.astype(kind, copy=False)
 
 
 def scales(matrix: np.ndarray, bits: int) -> np.ndarray:
@@ -440,8 +474,13 @@ def _blocks(slab: np.ndarray) -> np.ndarray:
 
 
 def _slabs(matrix: np.ndarray) -> list[np.ndarray]:
-    step = max(1, SLAB // matrix.shape[1])
-    return [matrix[start : start + step] for start in range(0, len(matrix), step)]
+    return [matrix[rows] for rows in _places(*matrix.shape, SLAB)]
+
+
+def _places(count: int, size: int, most: int) -> list[slice]:
+    """`count` rows of `size` numbers, at most so many numbers at a time, or one row."""
+    step = max(1, most // size)
+    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 
 def row_scales(table: np.ndarray) -> np.ndarray:
@@ -460,7 +499,8 @@ def row_codes(table: np.ndarray) -> np.ndarray:
 
 
 def _inside(name: str, lazy: Lazy) -> onnx.TensorProto:
-    array = np.ascontiguousarray(lazy.make()).view(NUMPY_TYPES[lazy.dtype])
+    bytes_ = b"".join(piece.tobytes() for piece in pieces(lazy))
+    array = np.frombuffer(bytes_, NUMPY_TYPES[lazy.dtype])
     return onnx.numpy_helper.from_array(array.reshape(lazy.shape), name)
 
 

@@ -67,9 +67,12 @@ class Checkpoint:
                 "help: AutoTokenizer.from_pretrained(...).save_pretrained(...) writes one"
             )
 
-    def tensor(self, name: str) -> np.ndarray:
-        """The float32 tensor of that name; the LM head of a tied model is its embedding."""
-        return self._read(name).float().numpy()
+    def tensor(self, name: str, *places: slice) -> np.ndarray:
+        """The float32 tensor of that name; the LM head of a tied model is its embedding.
+
+        places: of its rows, or of its rows and columns; no others are read.
+        """
+        return self._read(name, places).float().numpy()
 
     def lazy(self, name: str) -> Lazy:
         """The same as it lies there, in its own dtype."""
@@ -108,11 +111,11 @@ class Checkpoint:
     def _own(self, name: str) -> str:
         return EMBEDDING if name == HEAD and self.tied else name
 
-    def _read(self, name: str) -> torch.Tensor:
+    def _read(self, name: str, places: tuple[slice, ...] = ()) -> torch.Tensor:
         """Opened anew each time: what a closed file had mapped is free again."""
         own = self._own(name)
         with safe_open(self._files[own], "pt") as file:
-            return file.get_tensor(own)
+            return file.get_slice(own)[places] if places else file.get_tensor(own)
 
     def _within(self, tokens: list[int]) -> tuple[int, ...]:
         for token in tokens:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +15,14 @@ ALIGNED = 64  # bytes, of the first tensor
 
 @dataclass(frozen=True, slots=True)
 class Lazy:
-    """A tensor that is made when it is written; `make` gives its bytes as an array of any dtype."""
+    """A tensor that is made when it is written.
+
+    make: its bytes as an array of any dtype, or as arrays that follow one another.
+    """
 
     dtype: str  # a name in SIZES
     shape: tuple[int, ...]
-    make: Callable[[], np.ndarray]
+    make: Callable[[], np.ndarray | Iterable[np.ndarray]]
 
     @property
     def size(self) -> int:
@@ -44,7 +47,15 @@ def write(path: Path, tensors: Mapping[str, Lazy]) -> dict[str, int]:
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            data = np.ascontiguousarray(tensors[name].make())
-            assert data.nbytes == tensors[name].size, name
-            file.write(data.data)
+            begin = file.tell()
+            for data in pieces(tensors[name]):
+                file.write(data.data)
+            assert file.tell() - begin == tensors[name].size, name
     return {name: 8 + len(text) + place for name, place in places.items()}
+
+
+def pieces(lazy: Lazy) -> Iterable[np.ndarray]:
+    """The arrays that a tensor is made of, one after the other."""
+    made = lazy.make()
+    for piece in [made] if isinstance(made, np.ndarray) else made:
+        yield np.ascontiguousarray(piece)

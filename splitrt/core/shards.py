@@ -1,0 +1,215 @@
+"""A star's directory: who of the devices holds which part of every layer, and their files."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
+
+from splitrt.core.language import LONGEST, TOKENIZER, Count, Shape, Token, Weights
+from splitrt.core.manifest import NAME, PLAIN, Part, Provenance, first, parsed, raw
+from splitrt.errors import ModelError
+
+KIND = "star"
+HUB = "hub"
+EMBEDDING, NORM, VOICE = "embedding.onnx", "norm.onnx", "voice.onnx"  # the hub's alone
+TURNS = "turns.safetensors"  # cosines and sines of each position
+GRAIN = 32  # feed-forward columns that stay together: a quantised block
+MOST = 64  # devices
+
+Place = Annotated[int, Field(ge=0, le=1 << 20)]
+
+
+class Portion(Part):
+    """What a device holds of every layer; each a range, its end not included.
+
+    groups: heads of keys and values, with all the queries' heads that use them.  columns: of the
+    feed-forward network.
+    """
+
+    groups: tuple[Place, Place]
+    columns: tuple[Place, Place]
+
+    @property
+    def heads(self) -> int:
+        """Heads of keys and values."""
+        return self.groups[1] - self.groups[0]
+
+    @property
+    def inner(self) -> int:
+        """Columns of the feed-forward network."""
+        return self.columns[1] - self.columns[0]
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the hub's: it alone adds what is not divided, the biases of sums."""
+        return self.groups[0] == 0
+
+    @classmethod
+    def whole(cls, shape: Shape) -> Portion:
+        """All of every layer."""
+        return cls(groups=(0, shape.kv_heads), columns=(0, shape.inner))
+
+
+class Device(Portion):
+    """One device: its folder, its share as it was asked for, the sha256 of its files."""
+
+    folder: str
+    share: Annotated[float, Field(gt=0)]
+    files: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
+
+
+class Shards(Part):
+    """model.toml of a model that several devices hold together, the hub first.
+
+    weights: of all graphs.  longest: positions that the devices have room for.  stops: tokens that
+    end an answer.  For each layer i a device has `attention(i)` and `feed(i)`: ONNX graphs that
+    take the rows [T, hidden] which all devices hold, norm them, and give the device's `part` of
+    what the layer adds to them. Rows plus all parts, in the order of the devices, are the next
+    rows. Attention takes last, total, its K/V buffers and the tables of TURNS as well.
+    """
+
+    format: Literal[1]
+    kind: Literal["star"]
+    name: str
+    provenance: Provenance = Provenance()
+    family: Literal["llama", "mistral", "qwen2", "qwen3"]
+    shape: Shape
+    weights: Weights
+    longest: Annotated[Count, Field(ge=2, le=LONGEST)]
+    begins: Token | None = None
+    stops: Annotated[tuple[Token, ...], Field(max_length=64)] = ()
+    devices: Annotated[list[Device], Field(min_length=1, max_length=MOST)]
+
+    _digest: bytes = PrivateAttr(b"")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Shards:
+        """The manifest of a star's directory; ModelError if it is missing or wrong."""
+        path, text = Path(folder) / NAME, raw(folder)
+        tables = parsed(text, path)
+        if tables.get("kind") != KIND:
+            raise ModelError(f"{folder} holds no star\nhelp: `splitrt split --star N` writes one")
+        try:
+            found = cls.model_validate(tables)
+        except ValidationError as error:
+            raise ModelError(f"{path}: {first(error)}") from error
+        found._digest = hashlib.sha256(text).digest()
+        return found
+
+    @property
+    def digest(self) -> bytes:
+        """sha256 of model.toml as it lies on disk: 32 bytes."""
+        return self._digest
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Shards:
+        whole = Portion.whole(self.shape)
+        for wrong, message in (
+            (
+                [one.folder for one in self.devices] != folders(len(self.devices)),
+                f"devices are not {', '.join(folders(len(self.devices)))}",
+            ),
+            (
+                not _follow([one.groups for one in self.devices], whole.groups),
+                "groups of the devices are not all heads, one after the other",
+            ),
+            (
+                not _follow([one.columns for one in self.devices], whole.columns),
+                "columns of the devices are not the feed-forward network, one after the other",
+            ),
+        ):
+            if wrong:
+                raise ValueError(message)
+        for one in self.devices:
+            self._holds(one)
+        return self
+
+    def _holds(self, one: Device) -> None:
+        if any(not PLAIN.fullmatch(name) for name in one.files):
+            raise ValueError("a file's name is not plain")
+        needed = {TURNS}
+        needed |= {graph(i) for graph in (attention, feed) for i in range(self.shape.layers)}
+        needed |= {EMBEDDING, NORM, VOICE, TOKENIZER} if one.leads else set()
+        for missing in sorted(needed - set(one.files)):
+            raise ValueError(f"files of {one.folder} has no {missing}")
+
+
+def attention(layer: int) -> str:
+    """The file of a layer's attention."""
+    return f"attention-{layer}.onnx"
+
+
+def feed(layer: int) -> str:
+    """The file of a layer's feed-forward network."""
+    return f"feed-{layer}.onnx"
+
+
+def folders(count: int) -> list[str]:
+    """The devices' names, the hub first."""
+    return [HUB, *(f"spoke-{i}" for i in range(1, count))]
+
+
+def portions(shape: Shape, shares: Sequence[float]) -> list[Portion]:
+    """A model's layers in proportion to `shares`, each device's speed in any unit.
+
+    ModelError if a device would get nothing; it names how many devices would do.
+    """
+    if not 1 <= len(shares) <= MOST or not all(0 < one < math.inf for one in shares):
+        told = ", ".join(f"{one:g}" for one in shares[:MOST])
+        raise ModelError(f"shares {told}\nhelp: 1 to {MOST} numbers above 0, the hub's first")
+    grains = -(-shape.inner // GRAIN)
+    heads, columns = apportioned(shape.kv_heads, shares), apportioned(grains, shares)
+    if not all(heads) or not all(columns):
+        raise ModelError(_too_thin(shape, shares))
+    found, head, grain = [], 0, 0
+    for more, wider in zip(heads, columns, strict=True):
+        ends = [min(GRAIN * end, shape.inner) for end in (grain, grain + wider)]
+        found.append(Portion(groups=(head, head + more), columns=(ends[0], ends[1])))
+        head, grain = head + more, grain + wider
+    return found
+
+
+def apportioned(total: int, shares: Sequence[float]) -> list[int]:
+    """Whole numbers that sum to `total`, in proportion: by largest remainder (Hamilton 1792)."""
+    top = max(shares)
+    parts = [one / top for one in shares]  # sums of large numbers stay finite
+    exact = [total * one / sum(parts) for one in parts]
+    found = [int(one) for one in exact]
+    order = sorted(range(len(shares)), key=lambda i: (found[i] - exact[i], i))
+    for i in order[: total - sum(found)]:
+        found[i] += 1
+    return found
+
+
+def _too_thin(shape: Shape, shares: Sequence[float]) -> str:
+    """What is said where a device would get nothing: the most of the fastest that would do."""
+    grains = -(-shape.inner // GRAIN)
+    works = len(shares)
+    fastest = sorted(shares, reverse=True)
+    while not all(all(apportioned(total, fastest[:works])) for total in (shape.kv_heads, grains)):
+        works -= 1
+    told = ", ".join(f"{one:g}" for one in shares)
+    how = f"--star {works}"
+    if len(set(fastest[:works])) > 1:
+        how += f" --shares {','.join(f'{one:g}' for one in fastest[:works])}"
+    return (
+        f"{len(shares)} devices of shares {told}: one would get none of {shape.kv_heads} heads of "
+        f"keys and values, or of {grains} times {GRAIN} feed-forward columns\n"
+        f"help: {how} works"
+    )
+
+
+def _follow(ranges: Sequence[tuple[int, int]], whole: tuple[int, int]) -> bool:
+    """Whether ranges, none of them empty, follow one another and are the whole."""
+    starts, ends = [one[0] for one in ranges], [one[1] for one in ranges]
+    return all(a < b for a, b in ranges) and [*starts, whole[1]] == [whole[0], *ends]
+
+
+def is_star(folder: str | Path) -> bool:
+    """Whether a directory holds a star; ModelError if it is no model directory at all."""
+    return parsed(raw(folder), Path(folder) / NAME).get("kind") == KIND
