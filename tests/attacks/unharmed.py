@@ -44,7 +44,7 @@ def unharmed(
     """
     logits, base = victim.known_good(), victim.look()
     yield
-    ended = victim.settled(base, moved)
+    ended = victim.rested(base) if moved is None else victim.settled(base, moved)
     assert ended.memory - base.memory < growth, f"{(ended.memory - base.memory) >> 20} MiB more"
     assert victim.known_good() == logits
     victim.settled(ended, {"OK": 2})  # and no counter moved late

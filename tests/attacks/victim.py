@@ -21,6 +21,7 @@ from tests.attacks import frames, sayings
 from tests.conftest import ROOT
 
 POOL = 8  # threads by which gRPC's own pool may have grown; a leak would be 200
+REST = 0.3  # seconds
 PATIENCE = 30.0  # seconds until everything is back at its base
 
 
@@ -101,6 +102,18 @@ class Victim:
                 return state
             assert time.monotonic() < until, f"{state}\nis not back at\n{base}\nwith {moved}"
             time.sleep(0.01)
+
+    def rested(self, base: State) -> State:
+        """How it stands when all is back at its base and no counter has moved for REST seconds.
+
+        A call may be counted after it was answered.
+        """
+        state = self.settled(base, None)
+        while True:
+            time.sleep(REST)
+            before, state = state, self.settled(base, None)
+            if state.tally == before.tally:
+                return state
 
     def known_good(self) -> list[bytes]:
         """The logits of a unary and of a streamed frame, or what a language model says."""
