@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from splitrt.core.manifest import NAME, PLAIN, Part, Provenance, Share, first, parsed, raw
+from splitrt.core.manifest import NAME, PLAIN, Part, Provenance, Share, Signed, parsed, raw
 from splitrt.errors import ModelError
 
 KIND = "language"
@@ -90,7 +89,7 @@ class Exit(Part):
     bins: Annotated[tuple[Bin, ...], Field(max_length=32)] = ()
 
 
-class Language(Part):
+class Language(Signed):
     """model.toml of a language model. Device and server agree when `digest` is the same.
 
     cut: layers on the device.  voice: the ONNX file of the LM head that all exits share.  weights:
@@ -115,8 +114,6 @@ class Language(Part):
     stops: Annotated[tuple[Token, ...], Field(max_length=64)] = ()
     files: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
 
-    _digest: bytes = PrivateAttr(b"")
-
     @classmethod
     def load(cls, folder: str | Path) -> Language:
         """The manifest of a language model's directory; ModelError if it is missing or wrong."""
@@ -127,17 +124,7 @@ class Language(Part):
             if tables.get("kind") == "star":
                 way = "it is a star's; `splitrt split --cut` writes one for a device and a server"
             raise ModelError(f"{folder} holds no language model\nhelp: {way}")
-        try:
-            found = cls.model_validate(tables)
-        except ValidationError as error:
-            raise ModelError(f"{path}: {first(error)}") from error
-        found._digest = hashlib.sha256(text).digest()
-        return found
-
-    @property
-    def digest(self) -> bytes:
-        """sha256 of model.toml as it lies on disk: 32 bytes."""
-        return self._digest
+        return cls.signed(path, text, tables)
 
     def exit(self, layer: int) -> Exit:
         """The exit after that layer."""

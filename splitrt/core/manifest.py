@@ -10,7 +10,7 @@ import sys
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
@@ -44,6 +44,30 @@ class Part(BaseModel):
     """A table of model.toml: complete, closed to unknown keys, frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+S = TypeVar("S", bound="Signed")
+
+
+class Signed(Part):
+    """A whole model.toml, and the sha256 by which two machines agree that theirs is the same."""
+
+    _digest: bytes = PrivateAttr(b"")
+
+    @classmethod
+    def signed(cls: type[S], path: Path, text: bytes, tables: dict[str, Any]) -> S:
+        """What the tables of that text say; ModelError, which names `path`, if they are wrong."""
+        try:
+            found = cls.model_validate(tables)
+        except ValidationError as error:
+            raise ModelError(f"{path}: {first(error)}") from error
+        found._digest = hashlib.sha256(text).digest()
+        return found
+
+    @property
+    def digest(self) -> bytes:
+        """sha256 of model.toml as it lies on disk: 32 bytes."""
+        return self._digest
 
 
 class Provenance(Part):
@@ -206,7 +230,7 @@ class Similar(Part):
     share: Share | None = None
 
 
-class Manifest(Part):
+class Manifest(Signed):
     """model.toml. Edge and server agree when `digest` (its sha256) is the same."""
 
     format: Literal[1]
@@ -225,23 +249,11 @@ class Manifest(Part):
     default_plan: str
     files: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
 
-    _digest: bytes = PrivateAttr(b"")
-
     @classmethod
     def load(cls, folder: str | Path) -> Manifest:
         """The manifest of a model directory; ModelError if it is missing or wrong."""
         path, text = Path(folder) / NAME, raw(folder)
-        try:
-            manifest = cls.model_validate(parsed(text, path))
-        except ValidationError as error:
-            raise ModelError(f"{path}: {first(error)}") from error
-        manifest._digest = hashlib.sha256(text).digest()
-        return manifest
-
-    @property
-    def digest(self) -> bytes:
-        """sha256 of model.toml as it lies on disk: 32 bytes."""
-        return self._digest
+        return cls.signed(path, text, parsed(text, path))
 
     @cached_property
     def contract(self) -> bytes:

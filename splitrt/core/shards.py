@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from splitrt.core.language import LONGEST, TOKENIZER, Count, Shape, Token, Weights
-from splitrt.core.manifest import NAME, PLAIN, Part, Provenance, first, parsed, raw
+from splitrt.core.manifest import NAME, PLAIN, Part, Provenance, Signed, parsed, raw
 from splitrt.errors import ModelError
 
 KIND = "star"
@@ -63,7 +62,7 @@ class Device(Portion):
     files: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
 
 
-class Shards(Part):
+class Shards(Signed):
     """model.toml of a model that several devices hold together, the hub first.
 
     weights: of all graphs.  longest: positions that the devices have room for.  stops: tokens that
@@ -85,8 +84,6 @@ class Shards(Part):
     stops: Annotated[tuple[Token, ...], Field(max_length=64)] = ()
     devices: Annotated[list[Device], Field(min_length=1, max_length=MOST)]
 
-    _digest: bytes = PrivateAttr(b"")
-
     @classmethod
     def load(cls, folder: str | Path) -> Shards:
         """The manifest of a star's directory; ModelError if it is missing or wrong."""
@@ -94,17 +91,7 @@ class Shards(Part):
         tables = parsed(text, path)
         if tables.get("kind") != KIND:
             raise ModelError(f"{folder} holds no star\nhelp: `splitrt split --star N` writes one")
-        try:
-            found = cls.model_validate(tables)
-        except ValidationError as error:
-            raise ModelError(f"{path}: {first(error)}") from error
-        found._digest = hashlib.sha256(text).digest()
-        return found
-
-    @property
-    def digest(self) -> bytes:
-        """sha256 of model.toml as it lies on disk: 32 bytes."""
-        return self._digest
+        return cls.signed(path, text, tables)
 
     @model_validator(mode="after")
     def _agrees(self) -> Shards:
