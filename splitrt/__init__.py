@@ -6,9 +6,9 @@
 from splitrt.core.manifest import Similar
 from splitrt.core.result import Result, Timings
 from splitrt.core.sample import Sampling
-from splitrt.core.spoken import Tally, Token
+from splitrt.core.spoken import Difference, Tally, Token
 from splitrt.edge.capture import Camera, Frame, Pictures
-from splitrt.edge.chat import Chat, Difference
+from splitrt.edge.chat import Chat
 from splitrt.edge.decoder import Decoder, Step
 from splitrt.edge.edge import Edge
 from splitrt.edge.pilot import Caps

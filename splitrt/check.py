@@ -17,6 +17,7 @@ from splitrt.core.shards import Shards, is_star
 from splitrt.edge.decoder import LARGEST_WEIGHTS, Decoder
 from splitrt.edge.head import Head, LocalTail
 from splitrt.errors import ModelError
+from splitrt.star.trial import trial
 
 CLOSE = 1e-3  # relative
 TRIED = (0, 1)  # tokens
@@ -26,7 +27,7 @@ def check(folder: Path) -> Iterator[str]:
     """A line for everything that was proved; ModelError at the first that is wrong.
 
     A model whose pictures change their size is run at the smallest and at the largest. Of a
-    language model the device's part is run, of a star nothing.
+    language model the device's part is run, of a star what is here.
     """
     if is_language(folder):
         yield from _language(folder)
@@ -83,7 +84,7 @@ def _language(folder: Path) -> Iterator[str]:
 
 
 def _star(folder: Path) -> Iterator[str]:
-    """Files alone; other devices' folders may be missing: a device needs but its own."""
+    """Other devices' folders may be missing: a device needs but its own."""
     manifest = Shards.load(folder)
     here = [one for one in manifest.devices if (folder / one.folder).is_dir()]
     extra = {path.name for path in folder.iterdir()} - {NAME, *(one.folder for one in here)}
@@ -97,10 +98,15 @@ def _star(folder: Path) -> Iterator[str]:
         alone(folder / one.folder, one)
         for name in one.files:
             verified(folder / one.folder, one, name, largest=LARGEST_WEIGHTS)
-        yield (
-            f"{one.folder}: {len(one.files)} files, heads {one.groups[0]} to {one.groups[1] - 1} "
-            f"of keys and values, columns {one.columns[0]} to {one.columns[1] - 1}; not run"
-        )
+        heads, columns = (f"{a} to {b - 1}" for a, b in (one.queries, one.columns))
+        yield f"{one.folder}: {len(one.files)} files, heads {heads}, columns {columns}"
+    numbers = [number for number, one in enumerate(manifest.devices) if one in here]
+    logits, layers = trial(folder, manifest, numbers), manifest.shape.layers
+    parts = f"{len(here)} of {len(manifest.devices)} devices' parts of {layers} layers"
+    end = "the hub would say what tokens become"
+    if logits is not None:
+        end = f"tokens become logits of {len(logits):,} words"
+    yield f"{parts} run on CPU in {manifest.weights}: {end}"
 
 
 @dataclass(slots=True, eq=False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from splitrt import cli_chat, shown
+from splitrt import cli_chat, cli_star, shown
 from splitrt.errors import SplitrtError
 
 if TYPE_CHECKING:
@@ -65,24 +65,30 @@ Picture = Annotated[
 
 @app.command()
 def demo(
-    what: Annotated[str, typer.Argument(help="pictures, or chat: a story.")] = "pictures",
+    what: Annotated[
+        str, typer.Argument(help="pictures; chat: a story; star: one told by four devices.")
+    ] = "pictures",
     source: Annotated[str | None, typer.Option(help="A folder, a video, a camera.")] = None,
     model: Annotated[
-        Path | None, typer.Option(help="With chat: another language model's directory.")
+        Path | None,
+        typer.Option(help="With chat and star: another language model's or star's directory."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Start a server and a device on this machine, send pictures, show what each plan does.
 
-    `demo chat` tells a story across the cut, and compares it with asking for every token.
+    `demo chat` tells a story across the cut, and compares it with asking for every token. `demo
+    star` lets a hub and its spokes tell it together, and compares it with one device alone.
     """
-    if what not in ("pictures", "chat"):
-        raise typer.BadParameter(f"{what!r} is no demo; pictures or chat", param_hint="WHAT")
-    if (source if what == "chat" else model) is not None:
-        wrong = "--source is for pictures" if what == "chat" else "--model is for `demo chat`"
+    if what not in ("pictures", "chat", "star"):
+        raise typer.BadParameter(f"{what!r} is no demo; pictures, chat or star", param_hint="WHAT")
+    if (model if what == "pictures" else source) is not None:
+        wrong = "--source is for pictures"
+        if what == "pictures":
+            wrong = "--model is for `demo chat` and `demo star`"
         raise typer.BadParameter(wrong)
-    if what == "chat":
-        _story(model, as_json)
+    if what != "pictures":
+        _story(what, model, as_json)
         return
     from splitrt.demo import run
 
@@ -378,6 +384,7 @@ def edge(
 app.command()(cli_chat.exits)
 app.command()(cli_chat.chat)
 app.command()(cli_chat.api)
+app.command()(cli_star.star)
 
 
 @app.command()
@@ -488,15 +495,21 @@ def main() -> None:
         )
 
 
-def _story(model: Path | None, as_json: bool) -> None:
+def _story(what: str, model: Path | None, as_json: bool) -> None:
+    from splitrt import story, together
     from splitrt.coloured import Ink
-    from splitrt.story import run
 
-    found = run(model, ink=None if as_json else Ink())
+    ink = None if as_json else Ink()
+    if what == "chat":
+        found: Any = story.run(model, ink=ink)
+    else:
+        found = together.run(model, ink=ink)
     if as_json:
         shown.as_json(found.as_dict())
-    else:
+    elif what == "chat":
         print(found.summary)
+    else:
+        shown.together(found)
 
 
 def _similar(text: str | None, interval: int) -> Similar | bool:
@@ -524,7 +537,7 @@ def _sliced(
     for one in made.devices:
         size = sum((to / one.folder / name).stat().st_size for name in one.files) / 1e6
         print(
-            f"{one.folder}: {one.heads} of {made.shape.kv_heads} heads of keys and values, "
+            f"{one.folder}: {one.asking} of {made.shape.heads} heads, "
             f"{one.inner} of {made.shape.inner} feed-forward columns, {size:.1f} MB"
         )
 

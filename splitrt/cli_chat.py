@@ -110,7 +110,7 @@ def chat(
             talk.say(prompt)
             return
         talk.begin()
-        for text in _prompts():
+        for text in prompts():
             talk.say(text)
 
 
@@ -207,7 +207,7 @@ class Talk:
             print(json.dumps(told), flush=True)
 
 
-def _prompts() -> Iterator[str]:
+def prompts() -> Iterator[str]:
     """What is typed, line by line; without a terminal, the lines of standard input."""
     if sys.stdin.isatty():
         import readline  # noqa: F401  (input() edits lines with it)

@@ -60,13 +60,13 @@ class Ink:
 
 def told(tally: Tally) -> str:
     """An answer's figures in a line."""
-    parts = [
-        f"{tally.tokens} tokens: {tally.cloud} cloud, {tally.draft} draft, {tally.edge} edge",
-        f"{tally.requests_per_token:.2f} requests a token",
-    ]
+    parts = [f"{tally.tokens} tokens: {tally.cloud} cloud, {tally.draft} draft, {tally.edge} edge"]
+    if tally.up:
+        parts.append(f"{tally.requests_per_token:.2f} requests a token")
     if tally.drafted:
         parts.append(f"{tally.acceptance:.0%} of {tally.drafted} drafts accepted")
-    parts.append(f"{tally.up:,} bytes up")
+    if tally.up:
+        parts.append(f"{tally.up:,} bytes up")
     parts.append(f"first token {1000 * tally.first:.0f} ms")
     parts.append(f"{tally.tokens_per_s:.1f} tokens/s")
     return " · ".join(parts)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from splitrt.core.profile import Profile
     from splitrt.core.result import Result
     from splitrt.demo import Report
+    from splitrt.together import Together
     from splitrt.train.graph import Cut
     from splitrt.train.score import Score
 
@@ -63,6 +64,19 @@ def report(found: Report) -> None:
             f"{plan.p99_ms:.1f}",
             plan.meaning,
         )
+    _show(table)
+    _console().print(found.summary)
+
+
+def together(found: Together) -> None:
+    """What each device of a star spent on a token."""
+    table = _table(
+        f"{found.name}: {len(found.devices)} processes here",
+        ["device", "shards", "compute ms", "reduce ms", "wait ms", "peak MB"],
+    )
+    for one in found.devices:
+        times = (f"{ms:.2f}" for ms in (one.compute, one.reduce, one.wait))
+        table.add_row(one.name, " ".join(map(str, one.shards)), *times, f"{one.peak / 1e6:.0f}")
     _show(table)
     _console().print(found.summary)
 

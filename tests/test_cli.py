@@ -98,16 +98,21 @@ def test_a_checkpoint_is_sliced_for_three_devices(here):
     assert made.returncode == 0, made.stderr
     told = made.stdout.splitlines()
     assert told[0] == "in-3: 4 layers of in-3 in int4"
-    assert "hub: 2 of 4 heads of keys and values, 96 of 160 feed-forward columns" in told[1]
+    assert "hub: 2 of 4 heads, 96 of 160 feed-forward columns" in told[1]
     assert "spoke-2: 1 of 4 heads" in told[3]
     told = splitrt("check", "in-3", cwd=here)
     assert told.returncode == 0 and told.stdout.count("files") == 3, told.stderr
+    for words in (("serve", "in-3"), ("edge", "in-3", "--source", "pictures")):
+        told = splitrt(*words, cwd=here)
+        assert told.returncode == 1 and "Traceback" not in told.stderr
+        assert "in-3 holds a star, which no server has" in told.stderr
+        assert "help: `splitrt star` on the hub" in told.stderr
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--star", 5), "help: --star 2 works"),
+        (("--star", 5), "help: --star 3 works"),
         (("--star", 2, "--shares", "1,1,1"), "3 shares for 2 devices"),
         (("--star", 2, "--cut", 1), "--cut with --star"),
         (("--shares", "2,1"), "--shares without --star"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import tomli_w
 from tokenizers import (
@@ -18,7 +20,8 @@ from tokenizers import (
     trainers,
 )
 
-from splitrt.core.language import CHAT, TOKENIZER
+from splitrt.core import shards
+from splitrt.core.language import CHAT, TOKENIZER, Shape
 
 BEGIN, END, TURN = "<s>", "</s>", "<|im_start|>"
 SPECIAL = ["<unk>", BEGIN, END, TURN, "<|im_end|>"]
@@ -102,27 +105,54 @@ KINDS = {"bytes": byte_level, "metaspace": metaspace, "prepended": prepended}
 
 def directory(folder: Path, tokenizer: Tokenizer, template: str | None = None) -> Path:
     """A language model's directory with words, and files of no use instead of weights."""
-    folder.mkdir(parents=True)
-    tokenizer.save(str(folder / TOKENIZER))
-    if template is not None:
-        (folder / CHAT).write_text(template)
-    for name in ("layers-0-1.onnx", "exit-1.onnx", "voice.onnx", "layers.safetensors"):
-        (folder / name).write_bytes(b"")
-    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    tables = _said(folder, tokenizer) | {
+        "kind": "language", "cut": 1, "voice": "voice.onnx", "resume": ["hidden"], "codec": "f32",
+        "exits": [{"layer": 1, "segment": "layers-0-1.onnx", "file": "exit-1.onnx"}],
+    }  # fmt: skip
+    names = ("layers-0-1.onnx", "exit-1.onnx", "voice.onnx", "layers.safetensors")
+    tables["files"] = _filled(folder, tokenizer, template, names)
+    (folder / "model.toml").write_text(tomli_w.dumps(tables))
+    return folder
+
+
+def star(folder: Path, tokenizer: Tokenizer, template: str | None = None) -> Path:
+    """The directory of a star of one device, likewise."""
+    names = [shards.EMBEDDING, shards.NORM, shards.TURNS, shards.voice(0)]
+    names += [name(layer) for name in (shards.attention, shards.feed) for layer in range(2)]
+    tables = _said(folder, tokenizer) | {"kind": shards.KIND, "weights": "int4"}
+    hub = shards.Portion.whole(Shape.model_validate(tables["shape"])).model_dump()
+    hub |= {"folder": shards.HUB, "share": 1.0}
+    hub["files"] = _filled(folder / shards.HUB, tokenizer, template, names)
+    tables["devices"] = [hub]
+    (folder / "model.toml").write_text(tomli_w.dumps(tables))
+    return folder
+
+
+def _said(folder: Path, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What model.toml of either says."""
     begins, stops = (tokenizer.token_to_id(BEGIN), tokenizer.token_to_id(END))
     shape = {
         "vocab": tokenizer.get_vocab_size(), "hidden": 8, "layers": 2, "heads": 2, "kv_heads": 1,
         "head": 4, "inner": 8, "eps": 1e-5, "windows": [0, 0], "rope": {"frequencies": [1.0, 0.1]},
     }  # fmt: skip
-    tables = {
-        "format": 1, "kind": "language", "name": folder.name, "family": "llama", "shape": shape,
-        "cut": 1, "exits": [{"layer": 1, "segment": "layers-0-1.onnx", "file": "exit-1.onnx"}],
-        "voice": "voice.onnx", "weights": "fp32", "resume": ["hidden"], "codec": "f32",
+    return {
+        "format": 1, "name": folder.name, "family": "llama", "shape": shape, "weights": "fp32",
         "longest": 256, "begins": begins,
-        "stops": [stops, tokenizer.token_to_id("<|im_end|>")], "files": files,
+        "stops": [stops, tokenizer.token_to_id("<|im_end|>")],
     }  # fmt: skip
-    (folder / "model.toml").write_text(tomli_w.dumps(tables))
-    return folder
+
+
+def _filled(
+    folder: Path, tokenizer: Tokenizer, template: str | None, names: Iterable[str]
+) -> dict[str, str]:
+    """Words and empty files in a new folder; their sha256."""
+    folder.mkdir(parents=True)
+    tokenizer.save(str(folder / TOKENIZER))
+    if template is not None:
+        (folder / CHAT).write_text(template)
+    for name in names:
+        (folder / name).write_bytes(b"")
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
 def _trained(made: Tokenizer, alphabet: list[str], more: list[str] | None = None) -> Tokenizer:

@@ -14,7 +14,7 @@ from splitrt.cloud.admit import Quota
 from splitrt.cloud.batch import Batcher, Job, Reply
 from splitrt.cloud.identity import Guard, Tokens
 from splitrt.cloud.kept import Kept, Shelf
-from splitrt.cloud.reception import Reception, reader
+from splitrt.cloud.reception import Reception
 from splitrt.cloud.stream import Stream
 from splitrt.cloud.tail import Tail
 from splitrt.core import packet
@@ -65,12 +65,12 @@ class Front(Reception):
             {
                 "Stream": grpc.stream_stream_rpc_method_handler(
                     self.tally.guarded(self._stream),
-                    reader(wire.ToServer),
+                    packet.reader(wire.ToServer),
                     wire.ToEdge.SerializeToString,
                 ),
                 "Infer": grpc.unary_unary_rpc_method_handler(
                     self.tally.guarded(self._infer),
-                    reader(wire.Request),
+                    packet.reader(wire.Request),
                     wire.Answer.SerializeToString,
                 ),
             },

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from splitrt.cloud.admit import Quota, Quotas
 from splitrt.cloud.call import Call
@@ -78,15 +76,3 @@ class Reception:
     @property
     def _busy(self) -> bool:
         return bool(self.streams)
-
-
-def reader(kind: Any) -> Callable[[bytes], Any]:
-    """A parser that gives None instead of an error inside gRPC, whose text would travel."""
-
-    def read(raw: bytes) -> Any:
-        try:
-            return kind.FromString(raw)
-        except (DecodeError, RecursionError, ValueError):
-            return None
-
-    return read

@@ -13,7 +13,7 @@ from splitrt.cloud.admit import Bucket, Quota
 from splitrt.cloud.call import PING_BURST, PINGS, Call
 from splitrt.cloud.identity import Guard, Tokens
 from splitrt.cloud.layers import Layers
-from splitrt.cloud.reception import Reception, reader
+from splitrt.cloud.reception import Reception
 from splitrt.cloud.schedule import RETRY_MS, Event, Scheduler
 from splitrt.cloud.session import MOST_DRAFTS, MOST_ROWS, Job, Promise, Trouble
 from splitrt.cloud.turn import Room
@@ -73,7 +73,7 @@ class Talks(Reception):
         """The service's one call."""
         session = grpc.stream_stream_rpc_method_handler(
             self.tally.guarded(self._session),
-            reader(wire.ToDecoder),
+            packet.reader(wire.ToDecoder),
             wire.FromDecoder.SerializeToString,
         )
         return grpc.method_handlers_generic_handler(SERVICE, {"Session": session})

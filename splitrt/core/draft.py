@@ -66,12 +66,24 @@ class Cost:
         if self.weight == 0:
             return 0.0
         mean, seconds = self.rows / self.weight, self.seconds / self.weight
-        spread = self.squares / self.weight - mean * mean
         slope = 0.0
-        if spread > 0.25 and mean > 0:
-            slope = (self.products / self.weight - mean * seconds) / spread
+        if self.uneven and mean > 0:
+            slope = (self.products / self.weight - mean * seconds) / self._spread
             slope = min(max(slope, 0.0), seconds / mean)
         return seconds + slope * (rows - mean)
+
+    @property
+    def uneven(self) -> bool:
+        """Whether the last steps had rows different enough for what one row takes."""
+        return self._spread > 0.25
+
+    @property
+    def _spread(self) -> float:
+        """The variance of rows."""
+        if self.weight == 0:
+            return 0.0
+        mean = self.rows / self.weight
+        return self.squares / self.weight - mean * mean
 
 
 @dataclass(frozen=True, slots=True)

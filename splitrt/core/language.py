@@ -122,7 +122,8 @@ class Language(Signed):
         if tables.get("kind") != KIND:
             way = "use it with Edge and Server"
             if tables.get("kind") == "star":
-                way = "it is a star's; `splitrt split --cut` writes one for a device and a server"
+                way = "it is a star's, which `splitrt star` runs; `splitrt split --cut` writes one "
+                way += "for a device and a server"
             raise ModelError(f"{folder} holds no language model\nhelp: {way}")
         return cls.signed(path, text, tables)
 

@@ -32,6 +32,13 @@ LARGEST_FILE = LARGEST_FOLDER = 4 << 30
 LARGEST_TENSOR = 1 << 28  # elements
 ROUNDED = 0.01  # by which shares may miss 1
 MOST_DOTS = 100  # in a line: tomllib takes time and memory by the square of a key's parts
+KINDS = {  # of model.toml, that are read elsewhere: what a directory then holds, and what runs it
+    "language": ("a language model", "`splitrt chat` and `splitrt api` run it, or Chat in Python"),
+    "star": (
+        "a star, which no server has: its devices run it together",
+        "`splitrt star` on the hub, and on every other device `splitrt star --join HUB`",
+    ),
+}
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 Size = Annotated[int, Field(ge=1, le=LARGEST_TENSOR)]
@@ -253,7 +260,11 @@ class Manifest(Signed):
     def load(cls, folder: str | Path) -> Manifest:
         """The manifest of a model directory; ModelError if it is missing or wrong."""
         path, text = Path(folder) / NAME, raw(folder)
-        return cls.signed(path, text, parsed(text, path))
+        tables = parsed(text, path)
+        for kind, (what, way) in KINDS.items():
+            if tables.get("kind") == kind:
+                raise ModelError(f"{folder} holds {what}\nhelp: {way}")
+        return cls.signed(path, text, tables)
 
     @cached_property
     def contract(self) -> bytes:
@@ -487,14 +498,13 @@ def raw(folder: str | Path) -> bytes:
         )
     if path.stat().st_size > LARGEST_MANIFEST:
         raise ModelError(f"{path} is larger than {LARGEST_MANIFEST >> 20} MiB")
-    text = path.read_bytes()
-    if max(line.count(b".") for line in text.split(b"\n")) > MOST_DOTS:
-        raise ModelError(f"{path} has a line with more than {MOST_DOTS} dots\nhelp: part it")
-    return text
+    return path.read_bytes()
 
 
 def parsed(text: bytes, path: Path) -> dict[str, Any]:
     """The tables of a TOML text; beside its own error, tomllib raises two of Python's."""
+    if max(line.count(b".") for line in text.split(b"\n")) > MOST_DOTS:
+        raise ModelError(f"{path} has a line with more than {MOST_DOTS} dots\nhelp: part it")
     try:
         return tomllib.loads(text.decode())
     except (ValueError, RecursionError) as error:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from splitrt.core import side
 from splitrt.core.manifest import Manifest, Output, Plan
@@ -184,3 +185,15 @@ def largest_answer(manifest: Manifest, also: Sequence[Manifest] = ()) -> int:
 def largest_side(manifest: Manifest) -> int:
     """Bytes that the side data of a frame have."""
     return sum(one.bytes for one in manifest.side)
+
+
+def reader(kind: Any) -> Callable[[bytes], Any]:
+    """A parser that gives None instead of an error inside gRPC, whose text would travel."""
+
+    def read(raw: bytes) -> Any:
+        try:
+            return kind.FromString(raw)
+        except (DecodeError, RecursionError, ValueError):
+            return None
+
+    return read

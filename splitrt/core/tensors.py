@@ -9,17 +9,22 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from splitrt.core.manifest import Manifest, verified
+from splitrt.core.manifest import Filed, verified
 from splitrt.errors import ModelError
 
 LARGEST = 64 << 20  # bytes
 
 
 class Tensors:
-    """One safetensors file by key; ModelError if the file or a key is missing or wrong."""
+    """One safetensors file by key; ModelError if the file or a key is missing or wrong.
 
-    def __init__(self, folder: str | Path, manifest: Manifest, name: str) -> None:
-        self.folder, self.manifest, self.name = folder, manifest, name
+    largest: bytes that the file may have.
+    """
+
+    def __init__(
+        self, folder: str | Path, manifest: Filed, name: str, *, largest: int = LARGEST
+    ) -> None:
+        self.folder, self.manifest, self.name, self.largest = folder, manifest, name, largest
 
     def __getitem__(self, key: str) -> np.ndarray:
         if key not in self._all:
@@ -29,8 +34,8 @@ class Tensors:
     @cached_property
     def _all(self) -> dict[str, np.ndarray]:
         path = verified(self.folder, self.manifest, self.name)
-        if path.stat().st_size > LARGEST:
-            raise ModelError(f"{path} is larger than {LARGEST >> 20} MiB")
+        if path.stat().st_size > self.largest:
+            raise ModelError(f"{path} is larger than {self.largest >> 20} MiB")
         try:
             return load(path.read_bytes())
         except (SafetensorError, KeyError, ValueError) as error:  # kinds that numpy lacks

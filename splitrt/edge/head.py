@@ -98,29 +98,41 @@ def session(
     weights: the file beside it, already verified, in which its larger weights lie; they are mapped.
     ModelError if the provider is missing: ONNX Runtime itself would fall back without a word.
     """
+    # Weights in files of their own have no hash in the manifest: from bytes, and looked for where
+    # nothing can be, they are refused.
+    graph, folder = path.read_bytes(), Path(os.devnull)
+    if weights is not None:
+        only(graph, weights, path.name)
+        folder = path.parent.resolve()
+    return opened(graph, options(threads, folder), path.name, provider)
+
+
+def options(threads: int | None, weights: Path) -> ort.SessionOptions:
+    """For a session that does not spin while idle. weights: the folder in which they are mapped."""
+    found = ort.SessionOptions()
+    found.intra_op_num_threads = threads or max(1, (os.cpu_count() or 2) - 1)
+    found.inter_op_num_threads = 1
+    found.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    found.add_session_config_entry(ELSEWHERE, str(weights))
+    found.log_severity_level = 3
+    return found
+
+
+def opened(
+    graph: bytes, given: ort.SessionOptions, name: str, provider: str = "CPU"
+) -> ort.InferenceSession:
+    """A session of a graph's bytes; ModelError, with the graph's name, if it does not load."""
     wanted = f"{provider}ExecutionProvider"
     if wanted not in ort.get_available_providers():
         found = ", ".join(ort.get_available_providers())
         raise ModelError(f"ONNX Runtime has no {wanted}, only {found}\nhelp: install its build")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or max(1, (os.cpu_count() or 2) - 1)
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    # Weights in files of their own have no hash in the manifest: from bytes, and looked for where
-    # nothing can be, they are refused.
-    elsewhere = os.devnull if weights is None else str(path.parent.resolve())
-    options.add_session_config_entry(ELSEWHERE, elsewhere)
-    graph = path.read_bytes()
-    if weights is not None:
-        _only(graph, weights, path.name)
     try:
-        return ort.InferenceSession(graph, options, providers=[wanted])
+        return ort.InferenceSession(graph, given, providers=[wanted])
     except Exception as error:  # ONNX Runtime's own tree starts at RuntimeError and Exception
-        raise ModelError(f"{path.name} does not load: {error}") from error
+        raise ModelError(f"{name} does not load: {error}") from error
 
 
-def _only(graph: bytes, weights: str, name: str) -> None:
+def only(graph: bytes, weights: str, name: str) -> None:
     """ModelError if a graph may open another file than that of its weights.
 
     A tensor elsewhere says so by the word location, whole in its bytes; each time it must be an

@@ -11,7 +11,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from splitrt.core.language import CHAT, TOKENIZER, Language
-from splitrt.core.manifest import verified
+from splitrt.core.manifest import Filed, verified
+from splitrt.core.shards import Shards, is_star
 from splitrt.edge.template import Message, Template
 from splitrt.errors import ModelError, PacketError
 
@@ -36,24 +37,25 @@ class Turn:
 
 
 class Words:
-    """The words of a language model's directory.
+    """The words of a language model's directory, or of a star's, where they lie with the hub.
 
     words = Words("models/stories")
     ids = words.prompt([{"role": "user", "content": "Tell me a story."}])
     """
 
-    def __init__(self, folder: str | Path, manifest: Language | None = None) -> None:
-        told = manifest or Language.load(folder)
-        raw = verified(folder, told, TOKENIZER, largest=LARGEST).read_bytes()
+    def __init__(self, folder: str | Path, manifest: Language | Shards | None = None) -> None:
+        told = manifest or (Shards.load(folder) if is_star(folder) else Language.load(folder))
+        folder, files = _place(folder, told)
+        raw = verified(folder, files, TOKENIZER, largest=LARGEST).read_bytes()
         self.tokenizer = _loaded(raw, folder)
         self.name, self.stops = told.name, frozenset(told.stops)
-        self._begin = told.begins
+        self._begin, self._end = told.begins, next(iter(told.stops), None)
         front = self.tokenizer.encode("").ids
         self._front = front[:1] if front[:1] == [told.begins] else []
         special = self.tokenizer.get_added_tokens_decoder()
         self._silent = frozenset(id for id, token in special.items() if token.special)
         self._bytes = self._of_bytes(raw)
-        self._template = self._chat(folder, told)
+        self._template = self._chat(folder, files)
 
     def ids(self, text: str, *, begin: bool = True) -> list[int]:
         """The tokens of a text. begin: with the token that begins texts, if the checkpoint's do."""
@@ -146,13 +148,13 @@ class Words:
         vocab = self.tokenizer.get_vocab()
         return frozenset(id for token, id in vocab.items() if BYTE.fullmatch(token))
 
-    def _chat(self, folder: str | Path, manifest: Language) -> Template | None:
-        if CHAT not in manifest.files:
+    def _chat(self, folder: Path, files: Filed) -> Template | None:
+        if CHAT not in files.files:
             return None
-        source = verified(folder, manifest, CHAT, largest=1 << 20).read_text("utf-8")
+        source = verified(folder, files, CHAT, largest=1 << 20).read_text("utf-8")
         begin, end = (
             "" if id is None else self.tokenizer.id_to_token(id) or ""
-            for id in (manifest.begins, next(iter(manifest.stops), None))
+            for id in (self._begin, self._end)
         )
         return Template(source, begin=begin, end=end)
 
@@ -211,6 +213,13 @@ class Speech:
         while size < len(before) and not self._text(before[-size:]).strip(LOST + " "):
             size *= 8
         return list(before[-size:])
+
+
+def _place(folder: str | Path, told: Language | Shards) -> tuple[Path, Filed]:
+    """The folder in which the words lie, and what knows their hashes."""
+    if isinstance(told, Shards):
+        return Path(folder) / told.devices[0].folder, told.devices[0]
+    return Path(folder), told
 
 
 def _loaded(raw: bytes, folder: str | Path) -> Tokenizer:

@@ -21,7 +21,8 @@ WORDS = 4096  # bytes of a greeting
 class Terms:
     """What all devices of a star must hold alike, but for the timeout.
 
-    devices: with the hub.  rows, hidden: the largest array.  model: for instance the sha256 of the
+    devices: with the hub.  rows, hidden: the largest array.  parts: how many each device adds, in
+    the devices' order; by default one.  model: for instance the sha256 of the
     split's manifest.  timeout: seconds of silence after which a device counts as lost; a message
     that trickles is given up after twice that.
     """
@@ -31,18 +32,22 @@ class Terms:
     rows: int = 16
     model: str = ""
     timeout: float = 10.0
+    parts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         sound = min(self.devices, self.hidden, self.rows) > 0 and self.devices <= 256
+        told = len(self.parts) == self.devices and 0 < min(self.parts) <= max(self.parts) <= 256
+        sound = sound and (told or not self.parts)
         if not sound or not 0 < self.timeout < 3600 or len(self.model) > 256:
             raise PacketError(
                 f"no star has {self}\nhelp: 1 to 256 devices; rows, hidden and seconds above 0"
             )
 
     @property
-    def shared(self) -> dict[str, int | str]:
-        """What is compared."""
-        return {name: value for name, value in asdict(self).items() if name != "timeout"}
+    def shared(self) -> dict[str, object]:
+        """What is compared, as JSON has it."""
+        told = {name: value for name, value in asdict(self).items() if name != "timeout"}
+        return {**told, "parts": list(self.parts)}
 
 
 @dataclass(frozen=True, slots=True)

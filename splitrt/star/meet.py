@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import socket
@@ -27,7 +28,7 @@ class Device(Party):
     """What hub and spoke share: terms, seal, and a `with`."""
 
     def __init__(self, device: int, terms: Terms, seal: Seal | None) -> None:
-        super().__init__(device, terms.devices, terms.rows, terms.hidden)
+        super().__init__(device, terms.parts or (1,) * terms.devices, terms.rows, terms.hidden)
         self.terms, self.seal = terms, seal or Seal()
 
     def __enter__(self: P) -> P:
@@ -218,6 +219,9 @@ class Door:
         return lines, guests
 
     def close(self) -> None:
+        """Also for who waits in another thread for someone to come."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
     def _next(
@@ -245,12 +249,15 @@ class Door:
         lines[guest.device], guests[guest.device] = line, guest.address
 
     def _accepted(self, free: set[int], deadline: float) -> socket.socket:
-        self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+        names = ", ".join(str(device) for device in sorted(free))
         try:
+            self._socket.settimeout(max(0.001, deadline - time.monotonic()))
             return self._socket.accept()[0]
         except TimeoutError as error:
-            names = ", ".join(str(device) for device in sorted(free))
             raise LinkDown(f"devices {names} have not come\nhelp: start them") from error
+        except OSError as error:
+            words = f"closed before devices {names} came"
+            raise LinkDown(f"{words}\nhelp: gather the star again") from error
 
 
 def reach(address: str, seal: Seal, deadline: float) -> socket.socket:

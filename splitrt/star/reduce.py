@@ -6,7 +6,7 @@ over a hub beat a ring of 2 (n - 1); everyone with everyone is one hop, and n - 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -19,6 +19,7 @@ from splitrt.star.part import Wire
 KINDS = ("star", "mesh")
 PART, SUM, CAST, TELL = b"PART", b"SUMS", b"CAST", b"TELL"
 TOLD = 1 << 16  # bytes that `tell` may say
+MANY = 8  # rows
 T = TypeVar("T")
 
 
@@ -26,7 +27,8 @@ T = TypeVar("T")
 class Way:
     """How a sum is made. star: parts to the hub, the sum back; mesh: parts to all, each adds.
 
-    wire: how numbers travel. f32 is exact; f16 and q8 change the sum, alike on all devices.
+    wire: how numbers travel. f32 is exact; f16 and q8 round every part and the sum, alike on all
+    devices, whoever holds which part, by both ways.
     """
 
     kind: str = "star"
@@ -43,17 +45,18 @@ class Way:
 class Party:
     """One device of a star, and its lines to others; what all call together, in one order.
 
-    rows, hidden: the largest array. device 0 is the hub. Any error ends the party: its lines close,
-    so that the others learn of it at once. meshed: whether every device has a line to every other.
-    For one thread.
+    parts: how many each device adds to a sum.  rows, hidden: the largest of them.  device 0 is the
+    hub.  wide: kind of sums of MANY rows, where bytes count.  meshed: whether every device has a
+    line to every other. Any error ends the party: its lines close, so that the others learn of it
+    at once. For one thread.
     """
 
-    def __init__(self, device: int, devices: int, rows: int, hidden: int) -> None:
-        self.device, self.devices, self.rows, self.hidden = device, devices, rows, hidden
+    def __init__(self, device: int, parts: Sequence[int], rows: int, hidden: int) -> None:
+        self.device, self.devices, self.rows, self.hidden = device, len(parts), rows, hidden
+        self.parts = tuple(parts)
         self.lines: dict[int, Line] = {}  # by device
-        self._most = 4 * rows * hidden
-        self._out = Message(max(TOLD, self._most))
-        self._in = Message(max(TOLD, self._most))
+        self._most = 4 * rows * hidden  # bytes of a part
+        self._out, self._in = (Message(max(TOLD, self._most * max(parts))) for _ in range(2))
         self._parts: list[Message] = []
         self._wires: dict[str, Wire] = {}
         self._number = 0
@@ -63,7 +66,7 @@ class Party:
 
     @property
     def way(self) -> Way:
-        """How sums are made; the same on all devices."""
+        """How sums are made; the same on all devices. Setting it sets `wide`, too."""
         return self._way
 
     @way.setter
@@ -74,20 +77,25 @@ class Party:
             if not self.meshed:
                 raise LinkDown("not every device reaches every other\nhelp: --reduce star")
             if not self._parts:
-                self._parts = [Message(self._most) for _ in range(self.devices)]
-        self._way, self._wire = way, self._wires[way.wire]
+                self._parts = [Message(self._most * count) for count in self.parts]
+        self._way, self._wire, self.wide = way, self._wires[way.wire], way.kind
 
     def reduce(self, array: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
-        """float32 [T, hidden], of one shape on all devices -> their sum, in the devices' order.
+        """float32 [parts, T, hidden], or of one part [T, hidden] -> the sum of all devices' parts.
 
-        out: where to; may be `array`. LinkDown names a device that is gone or silent.
+        They are added one after the other, in the devices' order: who holds which of them changes
+        no bit.  out: where to, [T, hidden]; may be `array`. LinkDown names a device that is gone or
+        silent.
         """
-        self._fits(array)
+        own = array if array.ndim == 3 else array[None]
+        self._fits(own[0])
+        if len(own) != self.parts[self.device]:
+            raise SplitrtError(f"{len(own)} parts\nhelp: {self.parts[self.device]}, as was agreed")
         if out is None:
-            out = np.empty_like(array)
-        elif out.shape != array.shape or out.dtype != np.float32:
-            raise SplitrtError(f"out is {out.dtype} {out.shape}\nhelp: float32 {array.shape}")
-        return self._whole(self._reduced, array, out)
+            out = np.empty_like(own[0])
+        elif out.shape != own[0].shape or out.dtype != np.float32:
+            raise SplitrtError(f"out is {out.dtype} {out.shape}\nhelp: float32 {own[0].shape}")
+        return self._whole(self._reduced, own, out)
 
     def close(self) -> None:
         """Ends all lines."""
@@ -95,24 +103,23 @@ class Party:
         for line in self.lines.values():
             line.close()
 
-    def _reduced(self, array: np.ndarray, out: np.ndarray) -> np.ndarray:
-        if self.devices == 1:
-            np.copyto(out, array)
-        elif self._way.kind == "mesh":
-            self._exchange(array, out)
+    def _reduced(self, own: np.ndarray, out: np.ndarray) -> np.ndarray:
+        kind = self._way.kind if len(out) < MANY else self.wide
+        if kind == "mesh" and self.devices > 1:
+            self._exchange(own, out)
         elif self.device == 0:
-            self._collect(array, out)
+            self._collect(own, out)
         else:
-            self._ask(array, out)
+            self._ask(own, out)
         return out
 
-    def _collect(self, array: np.ndarray, out: np.ndarray) -> None:
-        """The hub's star. Its own part has not travelled, so it is exact; the sum is as sent."""
-        wire, number, size = self._wire, self._number, self._wire.size(len(array))
-        np.copyto(out, array)
+    def _collect(self, own: np.ndarray, out: np.ndarray) -> None:
+        """The hub's star."""
+        wire, number, size = self._wire, self._number, self._wire.size(len(out))
+        self._first(own, out)
         for device in range(1, self.devices):
-            self.lines[device].receive(self._in, PART, number, size)
-            wire.add(self._in.body, out)
+            self.lines[device].receive(self._in, PART, number, size * self.parts[device])
+            self._add(self._in, self.parts[device], out)
         wire.write(out, self._out.body)
         message = self._out.sealed(SUM, number, size)
         for line in self.lines.values():
@@ -120,33 +127,58 @@ class Party:
         if not wire.exact:
             wire.read(self._out.body, out)
 
-    def _ask(self, array: np.ndarray, out: np.ndarray) -> None:
+    def _first(self, own: np.ndarray, out: np.ndarray) -> None:
+        """The hub's own parts, as they would have travelled."""
+        if self._wire.exact:
+            np.copyto(out, own[0])
+            for part in own[1:]:
+                np.add(out, part, out=out)
+            return
+        self._written(self._out, own)
+        self._wire.read(self._out.body, out)
+        self._add(self._out, len(own), out, 1)
+
+    def _ask(self, own: np.ndarray, out: np.ndarray) -> None:
         """A spoke's star."""
-        wire, number, size = self._wire, self._number, self._wire.size(len(array))
-        wire.write(array, self._out.body)
+        wire, number, size = self._wire, self._number, self._wire.size(len(out))
         hub = self.lines[0]
-        hub.send(self._out.sealed(PART, number, size))
+        hub.send(self._written(self._out, own))
         hub.receive(self._in, SUM, number, size)
         wire.read(self._in.body, out)
 
-    def _exchange(self, array: np.ndarray, out: np.ndarray) -> None:
+    def _exchange(self, own: np.ndarray, out: np.ndarray) -> None:
         """The mesh, step by step: a part may be larger than what sockets hold while all send."""
-        wire, number, size = self._wire, self._number, self._wire.size(len(array))
-        own = self._parts[self.device]
-        wire.write(array, own.body)
-        message = own.sealed(PART, number, size)
+        number, size = self._number, self._wire.size(len(out))
+        message = self._written(self._parts[self.device], own)
         around = [(self.device + k) % self.devices for k in range(1, self.devices)]
         step = min(self.lines[device].step for device in around)
         for device in around:
-            self.lines[device].expect(self._parts[device], size)
-        for start in range(0, HEAD.size + size, step):
+            self.lines[device].expect(self._parts[device], size * self.parts[device])
+        for start in range(0, HEAD.size + size * max(self.parts), step):
             for device in around:
                 self.lines[device].send(message[start : start + step])
             for device in around:
                 self.lines[device].take(PART, number, start + step)
-        wire.read(self._parts[0].body, out)
-        for part in self._parts[1:]:
-            wire.add(part.body, out)
+        self._wire.read(self._parts[0].body, out)
+        self._add(self._parts[0], self.parts[0], out, 1)
+        for part, count in zip(self._parts[1:], self.parts[1:], strict=True):
+            self._add(part, count, out)
+        if not self._wire.exact:
+            self._wire.write(out, self._out.body)
+            self._wire.read(self._out.body, out)
+
+    def _written(self, message: Message, own: np.ndarray) -> memoryview:
+        """Own parts, one behind the other, as they go out."""
+        size = self._wire.size(own.shape[1])
+        for place, part in enumerate(own):
+            self._wire.write(part, message.body[place * size :])
+        return message.sealed(PART, self._number, size * len(own))
+
+    def _add(self, message: Message, count: int, out: np.ndarray, first: int = 0) -> None:
+        """The parts of a message, from that one on, to `out`."""
+        size = self._wire.size(len(out))
+        for place in range(first, count):
+            self._wire.add(message.body[place * size :], out)
 
     def _cast(self, tag: bytes, body: np.ndarray) -> None:
         """The hub says that to all. body: bytes."""

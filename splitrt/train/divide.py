@@ -189,14 +189,22 @@ def layer(source: Checkpoint, number: int, part: Portion | None = None) -> Layer
 
 def _attention(source: Checkpoint, name: str, window: int, part: Portion) -> Attention:
     shape, size = source.shape, even(source.shape.head)
-    each = shape.heads // shape.kv_heads * shape.head  # rows of queries of one group
-    asked = slice(part.groups[0] * each, part.groups[1] * each)
-    known = slice(part.groups[0] * shape.head, part.groups[1] * shape.head)
-    kv_heads, heads = part.heads, part.heads * (shape.heads // shape.kv_heads)
+    asked = slice(part.queries[0] * shape.head, part.queries[1] * shape.head)
+    kv_heads, heads = part.heads, part.asking
+
+    def known(one: str, kind: str) -> np.ndarray:
+        first = part.keys[0]
+        rows = slice(first * shape.head, (part.keys[-1] + 1) * shape.head)
+        found = source.tensor(f"{name}.{one}_proj.{kind}", rows)
+        each = found.reshape(-1, shape.head, *found.shape[1:])
+        return each[np.array(part.keys) - first].reshape(-1, *found.shape[1:])
 
     def stacked(kind: str) -> np.ndarray:
-        places = zip("qkv", (asked, known, known), strict=True)
-        q, k, v = (source.tensor(f"{name}.{one}_proj.{kind}", rows) for one, rows in places)
+        q, k, v = (
+            source.tensor(f"{name}.q_proj.{kind}", asked),
+            known("k", kind),
+            known("v", kind),
+        )
         padded = halves(q, shape.head), halves(k, shape.head), ends(v, shape.head)
         return np.concatenate(padded)
 

@@ -47,6 +47,21 @@ class Matrix:
     bias: np.ndarray | None = None
     part: Callable[[slice, slice], np.ndarray] | None = None
 
+    def some(self, rows: slice) -> Matrix:
+        """Those rows of a matrix that has neither bias nor need to be made at once."""
+        part = self.part
+        assert part is not None and self.bias is None
+
+        def within(inner: slice, columns: slice) -> np.ndarray:
+            start = rows.start + (inner.start or 0)
+            stop = rows.stop if inner.stop is None else rows.start + inner.stop
+            return part(slice(start, stop), columns)
+
+        def whole() -> np.ndarray:
+            return within(slice(None), slice(None))
+
+        return Matrix(rows.stop - rows.start, self.columns, whole, part=within)
+
     def down(self) -> Iterator[np.ndarray]:
         """All of it, some rows after the other."""
         if self.part is None:
@@ -105,10 +120,13 @@ class Layer:
 
 
 class Graph:
-    """An ONNX graph under construction; `weights`: how its matrices are held."""
+    """An ONNX graph under construction.
 
-    def __init__(self, weights: str) -> None:
-        self.weights = weights
+    weights: how its matrices are held.  bare: all of them are inputs, in float32.
+    """
+
+    def __init__(self, weights: str, *, bare: bool = False) -> None:
+        self.weights, self.bare = "fp32" if bare else weights, bare
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
@@ -146,6 +164,8 @@ class Graph:
 
     def weight(self, name: str, lazy: Lazy) -> str:
         """A weight that is made when the graph is saved."""
+        if self.bare:
+            return self.takes(name, TensorProto.FLOAT, lazy.shape)
         self._lazy[name] = lazy
         return name
 
@@ -231,11 +251,14 @@ class Graph:
         row = self.node("Gather", [self.weight(f"{name}.weight", made), ids], f"{name}.row")
         return self.node("Cast", [row], name, to=TensorProto.FLOAT)
 
-    def save(self, path: Path) -> None:
-        """Write the graph, and beside it, under the same name with .bin, its larger weights."""
-        small = {name: lazy for name, lazy in self._lazy.items() if lazy.size < SMALL}
-        large = {name: lazy for name, lazy in self._lazy.items() if name not in small}
-        weights = [_inside(name, lazy) for name, lazy in small.items()]
+    def save(self, path: Path, *, small: int = SMALL) -> None:
+        """Write the graph, and beside it, under the same name with .bin, its larger weights.
+
+        small: bytes from which a weight is one of those.
+        """
+        inside = {name: lazy for name, lazy in self._lazy.items() if lazy.size < small}
+        large = {name: lazy for name, lazy in self._lazy.items() if name not in inside}
+        weights = [_inside(name, lazy) for name, lazy in inside.items()]
         if large:
             places = write(path.with_suffix(".bin"), large)
             file = path.with_suffix(".bin").name
@@ -371,28 +394,36 @@ def feed(graph: Graph, x: str, name: str, part: Feed) -> str:
 
 
 def exit_graph(
-    path: Path, gain: np.ndarray, eps: float, adapter: np.ndarray | None, *, weights: str
+    path: Path,
+    gain: np.ndarray,
+    eps: float,
+    adapter: np.ndarray | None,
+    *,
+    weights: str,
+    rows: int | str = 1,
 ) -> None:
-    """Write an exit: one row [1, hidden], normed, plus the adapter's correction if it has one."""
+    """Write an exit: rows [rows, hidden], normed, plus the adapter's correction if it has one."""
     graph, hidden = Graph(weights), len(gain)
-    x = graph.takes("row", TensorProto.FLOAT, [1, hidden])
+    x = graph.takes("row", TensorProto.FLOAT, [rows, hidden])
     if adapter is None:
         graph.norm(x, "ready", gain, eps)
     else:
         y = graph.norm(x, "normed", gain, eps)
         correction = graph.linear(y, "adapter", Matrix(hidden, hidden, lambda: adapter))
         graph.node("Add", [y, correction], "ready")
-    graph.gives("ready", [1, hidden])
+    graph.gives("ready", [rows, hidden])
     graph.save(path)
 
 
-def voice(path: Path, head: Matrix, *, weights: str) -> None:
-    """Write the LM head: one normed row [1, hidden] in, logits [1, vocab] out."""
+def voice(
+    path: Path, head: Matrix, *, weights: str, rows: int | str = 1, small: int = SMALL
+) -> None:
+    """Write the LM head: normed rows [rows, hidden] in, logits [rows, vocab] out."""
     graph = Graph(weights)
-    graph.takes("ready", TensorProto.FLOAT, [1, head.columns])
+    graph.takes("ready", TensorProto.FLOAT, [rows, head.columns])
     graph.linear("ready", "logits", head)
-    graph.gives("logits", [1, head.rows])
-    graph.save(path)
+    graph.gives("logits", [rows, head.rows])
+    graph.save(path, small=small)
 
 
 def even(head: int) -> int:

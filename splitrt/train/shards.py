@@ -10,11 +10,12 @@ import numpy as np
 from onnx import TensorProto
 
 from splitrt.core import shards
-from splitrt.core.shards import KIND, TURNS, Device, Portion, Shards
+from splitrt.core.shards import KIND, PLAINLY, TURNS, Device, Portion, Shards
 from splitrt.errors import ModelError
 from splitrt.train.divide import HOLDS, anew, digest, layer, room, sign, table, words
 from splitrt.train.export import About
 from splitrt.train.gqa import (
+    BITS,
     Graph,
     Layer,
     Matrix,
@@ -22,6 +23,9 @@ from splitrt.train.gqa import (
     cosines,
     exit_graph,
     feed,
+    halved,
+    row_codes,
+    row_scales,
     voice,
     windows,
 )
@@ -69,17 +73,23 @@ def shard(
 
 def _said(folder: Path, part: Portion, share: float) -> dict[str, object]:
     files = {path.name: digest(path) for path in sorted(folder.iterdir())}
-    return Device(
-        folder=folder.name, share=share, groups=part.groups, columns=part.columns, files=files
-    ).model_dump(mode="json")
+    return Device(folder=folder.name, share=share, files=files, **part.model_dump()).model_dump(
+        mode="json"
+    )
 
 
 def _slices(source: Checkpoint, folder: Path, part: Portion, weights: str) -> None:
-    """The two graphs of every layer."""
+    """The two graphs of every layer; and those that serve any layer, their weights bound to it."""
+    windows = source.shape.windows
     for i in range(source.shape.layers):
         one = layer(source, i, part)
-        attending(folder / shards.attention(i), one, weights=weights)
-        feeding(folder / shards.feed(i), one, weights=weights)
+        attending(folder / shards.attention(i), one, Graph(weights))
+        feeding(folder / shards.feed(i), one, Graph(weights))
+        if weights in PLAINLY and windows.index(windows[i]) == i:
+            path = folder / shards.bare_attention(windows[i])
+            attending(path, one, Graph(weights, bare=True))
+    if weights in PLAINLY:
+        feeding(folder / shards.BARE_FEED, one, Graph(weights, bare=True))
 
 
 def _turns(source: Checkpoint, path: Path, longest: int) -> None:
@@ -93,29 +103,50 @@ def _given(array: np.ndarray) -> Callable[[], np.ndarray]:
 
 
 def _hub(source: Checkpoint, folder: Path, weights: str) -> None:
-    """From tokens to rows, and from a last row to logits."""
+    """From tokens to rows, and from last rows to logits, some of the vocabulary at a time."""
     embedding(folder / shards.EMBEDDING, table(source, EMBEDDING), weights=weights)
-    gain = source.tensor(NORM)
-    exit_graph(folder / shards.NORM, gain, source.shape.eps, None, weights=weights)
-    voice(folder / shards.VOICE, table(source, HEAD), weights=weights)
+    gain, head = source.tensor(NORM), table(source, HEAD)
+    exit_graph(folder / shards.NORM, gain, source.shape.eps, None, weights=weights, rows="T")
+    for i, rows in enumerate(shards.tiles(source.shape, weights)):
+        tile, path = head.some(slice(*rows)), folder / shards.voice(i)
+        voice(path, tile, weights=weights, rows="T", small=0)
+    if weights in PLAINLY:
+        bare_voice(folder / shards.BARE_VOICE, head.columns)
     words(source, folder)
 
 
 def embedding(path: Path, matrix: Matrix, *, weights: str) -> None:
-    """Write the embedding: token ids [T] in, rows [T, hidden] out."""
-    graph = Graph(weights)
-    graph.embedding(graph.takes("ids", TensorProto.INT64, ["T"]), "rows", matrix)
-    graph.gives("rows", ["T", matrix.columns])
+    """Write the embedding's rows: codes and scales row by row, or weights."""
+    size = (matrix.rows, matrix.columns)
+    if weights in BITS:
+        rows = Lazy("I8", size, lambda: (row_codes(some) for some in matrix.down()))
+        steps = Lazy("F32", (matrix.rows, 1), lambda: (row_scales(some) for some in matrix.down()))
+        write(path, {"codes": rows, "scales": steps})
+        return
+    half = weights == "fp16"
+    kind = np.float16 if half else np.float32
+    name = "F16" if half else "F32"
+    made = Lazy(name, size, lambda: (halved(some, kind) for some in matrix.down()))
+    write(path, {"weight": made})
+
+
+def bare_voice(path: Path, hidden: int) -> None:
+    """Write the LM head's graph for any rows of the vocabulary: they are an input."""
+    graph = Graph("fp32")
+    graph.takes("ready", TensorProto.FLOAT, ["T", hidden])
+    graph.takes("logits.weight", TensorProto.FLOAT, [hidden, "rows"])
+    graph.node("MatMul", ["ready", "logits.weight"], "logits")
+    graph.gives("logits", ["T", "rows"])
     graph.save(path)
 
 
-def attending(path: Path, one: Layer, *, weights: str) -> None:
+def attending(path: Path, one: Layer, graph: Graph) -> None:
     """Write a part of a layer's attention: rows [T, hidden] in, what it adds to them out.
 
     K/V buffers keys.0 and values.0 are those of `segment`; `cosines` and `sines` [positions,
     head / 2] are of the device, not in each graph.
     """
-    graph, part = Graph(weights), one.attention
+    part = one.attention
     x = _rows(graph, one)
     for name in ("last", "total"):
         graph.takes(name, TensorProto.INT32, [1])
@@ -129,15 +160,14 @@ def attending(path: Path, one: Layer, *, weights: str) -> None:
     _part(graph, attention(graph, y, "attention", part, 0, seen), one)
     for name in ("keys.0", "values.0"):
         graph.gives(f"{name}.after", shape)
-    graph.save(path)
+    graph.save(path, small=0)
 
 
-def feeding(path: Path, one: Layer, *, weights: str) -> None:
+def feeding(path: Path, one: Layer, graph: Graph) -> None:
     """Write a part of a layer's feed-forward network: rows [T, hidden] in, what it adds out."""
-    graph = Graph(weights)
     y = graph.norm(_rows(graph, one), "between", one.between, one.eps)
     _part(graph, feed(graph, y, "feed", one.feed), one)
-    graph.save(path)
+    graph.save(path, small=0)
 
 
 def _rows(graph: Graph, one: Layer) -> str:

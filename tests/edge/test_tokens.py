@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from splitrt.core.shards import Shards
 from splitrt.edge.template import Template
 from splitrt.edge.tokens import Words
 from splitrt.errors import ModelError, PacketError
-from tests.words import BEGIN, END, KINDS, TEMPLATES, directory
+from tests.words import BEGIN, END, KINDS, TEMPLATES, directory, star
 
 TALK = [
     {"role": "system", "content": "You tell stories."},
@@ -223,6 +224,29 @@ def test_what_is_wrong_with_words_is_said(words, tmp_path):
     (tmp_path / "changed" / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match="sha256"):
         Words(tmp_path / "changed")
+
+
+@pytest.mark.parametrize("template", [*TEMPLATES, None])
+def test_a_stars_words_are_those_of_its_hub(words, tmp_path, template):
+    source = None if template is None else TEMPLATES[template]
+    mine = Words(star(tmp_path / "in-1", KINDS["metaspace"](), source))
+    other = words("metaspace", template)
+    assert mine.name == "in-1" and mine.stops == other.stops
+    assert mine.prompt(TALK[1:]) == other.prompt(TALK[1:])
+    assert mine.turn("Once upon a").ids == other.turn("Once upon a").ids
+    assert Words(tmp_path / "in-1", Shards.load(tmp_path / "in-1")).text([9, 30]) == other.text(
+        [9, 30]
+    )
+
+
+def test_a_spokes_copy_of_a_star_has_no_words_and_changed_ones_are_refused(tmp_path):
+    star(tmp_path / "in-1", KINDS["bytes"](), TEMPLATES["chatml"])
+    (tmp_path / "in-1" / "hub" / "chat.jinja").write_text("{{ bos_token }}")
+    with pytest.raises(ModelError, match=r"hub/chat\.jinja has sha256"):
+        Words(tmp_path / "in-1")
+    shutil.rmtree(tmp_path / "in-1" / "hub")
+    with pytest.raises(ModelError, match=r"hub/tokenizer\.json is missing"):
+        Words(tmp_path / "in-1")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,11 +17,11 @@ from safetensors.numpy import load_file
 from splitrt.check import check
 from splitrt.core import shards
 from splitrt.core.language import Language, Shape
-from splitrt.core.manifest import verified
-from splitrt.core.shards import Device, Portion, Shards, apportioned, portions
+from splitrt.core.shards import Portion, Shards, apportioned, portions
 from splitrt.edge.decoder import Decoder
-from splitrt.edge.head import session
 from splitrt.errors import ModelError
+from splitrt.star.ends import Ends
+from splitrt.star.shard import Stack
 from splitrt.train import divide, shard
 from splitrt.train.hf import Checkpoint
 from tests.conftest import ROOT
@@ -31,6 +30,12 @@ from tests.language import FAMILIES, TEMPLATE, VOCAB, checkpoint, reference
 BIASED = {"attention_bias": True, "mlp_bias": True}
 FOUR = {"num_key_value_heads": 4}
 MANY = {"num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 160}
+PARTED = {
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "hidden_size": 96,
+    "intermediate_size": 192,
+}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "biased-tied-head-20": ("llama", FOUR | BIASED | {"head_dim": 20, "tie_word_embeddings": True}),
     "groups-of-two": ("llama", MANY),
@@ -42,68 +47,33 @@ TEXT = np.random.default_rng(3).integers(2, VOCAB, 60).tolist()
 SHARES = ((1,), (1, 1), (1, 1, 1), (2, 1), (1, 1, 1, 1), (3, 1, 2))
 
 
-class Points:
+class Star:
     """All devices of a star in one process; `say` gives the logits of the last token."""
 
-    def __init__(self, folder: Path, manifest: Shards) -> None:
+    def __init__(self, folder: Path, manifest: Shards, **how: Any) -> None:
         self.manifest, self.n = manifest, 0
-        hub = manifest.devices[0]
-        self._ends = [
-            loaded(folder / hub.folder, hub, name)
-            for name in (shards.EMBEDDING, shards.NORM, shards.VOICE)
-        ]
-        self.devices = [Point(folder / one.folder, one, manifest) for one in manifest.devices]
+        self.ends = Ends(folder, manifest, **how)
+        self.devices = [Stack(folder, manifest, [i], **how) for i in range(len(manifest.devices))]
 
-    def rows(self, ids: list[int]) -> np.ndarray:
+    def rows(self, ids: list[int], layers: int | None = None) -> np.ndarray:
         """Every device sees the rows alone, and adds what all devices give, in their order."""
-        (rows,) = self._ends[0].run(["rows"], {"ids": np.array(ids)})
-        for i in range(self.manifest.shape.layers):
-            for kind in (Point.attend, Point.feed):
-                parts = [kind(device, i, rows, self.n) for device in self.devices]
-                total = parts[0]
-                for part in parts[1:]:
-                    total = total + part
-                rows = rows + total
+        rows = self.ends.embed(ids)
+        for i in range(layers or self.manifest.shape.layers):
+            rows = rows + added([device.attend(i, rows, self.n)[0] for device in self.devices])
+            rows = rows + added([device.feed(i, rows)[0] for device in self.devices])
         self.n += len(ids)
         return rows
 
     def say(self, ids: list[int]) -> np.ndarray:
-        (ready,) = self._ends[1].run(["ready"], {"row": self.rows(ids)[-1:]})
-        return self._ends[2].run(["logits"], {"ready": ready})[0][0]
+        return self.ends.say(self.rows(ids)[-1:])[0]
 
 
-class Point:
-    """One device: its graphs and its K/V, from its own folder alone."""
-
-    def __init__(self, folder: Path, one: Device, manifest: Shards) -> None:
-        layers = range(manifest.shape.layers)
-        self._attention = [loaded(folder, one, shards.attention(i)) for i in layers]
-        self._feed = [loaded(folder, one, shards.feed(i)) for i in layers]
-        self._turns = load_file(verified(folder, one, shards.TURNS))
-        size = -(-manifest.shape.head // 16) * 16
-        shape = (1, one.heads, manifest.longest, size)
-        self._known = [[np.zeros(shape, np.float32) for _ in "kv"] for _ in layers]
-
-    def attend(self, layer: int, rows: np.ndarray, n: int) -> np.ndarray:
-        total = np.array([n + len(rows)], np.int32)
-        keys, values = self._known[layer]
-        takes = {"rows": rows, "last": total - 1, "total": total, "keys.0": keys}
-        takes |= {"values.0": values, **self._turns}
-        gives = ["part", "keys.0.after", "values.0.after"]
-        part, *self._known[layer] = self._attention[layer].run(gives, takes)
-        return part
-
-    def feed(self, layer: int, rows: np.ndarray, n: int) -> np.ndarray:
-        return self._feed[layer].run(["part"], {"rows": rows})[0]
-
-
-def loaded(folder: Path, one: Device, name: str) -> ort.InferenceSession:
-    """As a device loads it: both files verified, the weights mapped."""
-    path, weights = verified(folder, one, name), Path(name).with_suffix(".bin").name
-    if weights not in one.files:
-        return session(path, 1, "CPU")
-    verified(folder, one, weights)
-    return session(path, 1, "CPU", weights=weights)
+def added(parts: list[np.ndarray]) -> np.ndarray:
+    """In the devices' order."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
 
 
 def far(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -115,9 +85,9 @@ def far(found: np.ndarray, wanted: np.ndarray) -> float:
 def proved(source: Path, to: Path, shares: tuple[float, ...]) -> None:
     """A prompt, single tokens and a few at once: transformers' logits, position by position."""
     wanted = reference(source)(torch.tensor([TEXT])).logits[0].numpy()
-    points = Points(to, shard(source, to, shares=shares, weights="fp32"))
+    star = Star(to, shard(source, to, shares=shares, weights="fp32"))
     for start, stop in ((0, 40), (40, 41), (41, 42), (42, 50), (50, 51), (51, 60)):
-        found = points.say(TEXT[start:stop])
+        found = star.say(TEXT[start:stop])
         assert np.abs(found - wanted[stop - 1]).max() < 1e-4
         assert found.argmax() == wanted[stop - 1].argmax()
 
@@ -142,12 +112,23 @@ def test_and_so_it_is_with_biases_windows_and_odd_heads(tmp_path, case):
     proved(source, tmp_path / "made", (2, 1, 1))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_queries_that_share_keys_may_be_on_several_devices(tmp_path, family):
+    """Six heads, of which three each share keys: two devices hold both, one holds one twice."""
+    source = checkpoint(tmp_path / "checkpoint", family, **PARTED)
+    proved(source, tmp_path / "four", (1, 1, 1, 1))
+    held = [one.keys for one in Shards.load(tmp_path / "four").devices]
+    assert held == [(0,), (0, 1), (1,), (1,)]
+    proved(source, tmp_path / "two", (5, 1))
+    assert [one.keys for one in Shards.load(tmp_path / "two").devices] == [(0, 0, 0, 1, 1), (1,)]
+
+
 def test_many_devices_sum_to_what_one_computes(sources, tmp_path):
     """Up to the order in which floats are added."""
     rows = {}
     for shares in SHARES:
         to = tmp_path / str(len(rows))
-        rows[shares] = Points(to, shard(sources["llama"], to, shares=shares, weights="fp32"))
+        rows[shares] = Star(to, shard(sources["llama"], to, shares=shares, weights="fp32"))
     alone = rows[1,].rows(TEXT)
     for shares in SHARES[1:]:
         assert far(rows[shares].rows(TEXT), alone) < 1e-5
@@ -170,18 +151,15 @@ def test_slices_hold_the_same_rounded_weights_as_the_whole(tmp_path, weights):
         kind, axis = ("weight", 0) if weights == "fp16" else ("codes", 1)
         slices = [load_file(path)[f"{part}.{kind}"] for path in files]
         assert np.array_equal(np.concatenate(slices, axis), whole[f"0.{part}.{kind}"])
-    points = Points(tmp_path / "star", star)
-    points.manifest = points.manifest.model_copy(
-        update={"shape": points.manifest.shape.model_copy(update={"layers": 3})}
-    )
-    assert far(points.rows(TEXT), wanted) < (1e-5 if weights == "fp16" else 0.02)
+    found = Star(tmp_path / "star", star).rows(TEXT, layers=3)
+    assert far(found, wanted) < (1e-5 if weights == "fp16" else 0.02)
 
 
 def test_only_the_hub_adds_the_biases_of_sums_and_holds_the_words(tmp_path):
     source = checkpoint(tmp_path / "checkpoint", **FOUR, **BIASED)
     made = shard(source, tmp_path / "made", shares=(1, 1))
     hub, spoke = (set(one.files) for one in made.devices)
-    assert hub - spoke >= {"embedding.onnx", "norm.onnx", "voice.onnx", "tokenizer.json"}
+    assert hub - spoke >= {"embedding.safetensors", "norm.onnx", "voice-0.onnx", "tokenizer.json"}
     assert spoke <= hub and not any("voice" in name or "token" in name for name in spoke)
     for name in ("attention-0", "feed-0"):
         known = [
@@ -200,7 +178,8 @@ def test_the_directory_says_what_it_is(sources, tmp_path):
     assert made == Shards.load(tmp_path / "made") and shards.is_star(tmp_path / "made")
     assert (made.weights, made.longest, made.begins, made.stops) == ("int4", 99, 0, (1,))
     assert [one.folder for one in made.devices] == ["hub", "spoke-1", "spoke-2"]
-    assert [one.groups for one in made.devices] == [(0, 2), (2, 3), (3, 4)]
+    assert [one.queries for one in made.devices] == [(0, 4), (4, 6), (6, 8)]
+    assert [one.keys for one in made.devices] == [(0, 1), (2,), (3,)]
     assert [one.columns for one in made.devices] == [(0, 96), (96, 128), (128, 160)]
     assert [one.share for one in made.devices] == [2, 1, 1]
     for one in made.devices:
@@ -220,11 +199,17 @@ def test_the_same_checkpoint_gives_the_same_bytes(sources, tmp_path):
 def test_every_file_is_proved_and_a_device_needs_but_its_own(sources, tmp_path):
     to = tmp_path / "made"
     shard(sources["mistral"], to, shares=(1, 1))
-    assert [line.split(":")[0] for line in check(to)][1:] == ["hub", "spoke-1"]
+    told = list(check(to))
+    assert [line.split(":")[0] for line in told][1:3] == ["hub", "spoke-1"]
+    assert told[3:] == [
+        "2 of 2 devices' parts of 4 layers run on CPU in int4: tokens become logits of 300 words"
+    ]
     for path in (to / "hub").iterdir():
         path.unlink()
     (to / "hub").rmdir()
-    assert "hub is not here" in list(check(to))[1]
+    told = list(check(to))
+    assert "hub is not here" in told[1]
+    assert "1 of 2 devices' parts of 4 layers run on CPU in int4: the hub" in told[3]
     (to / "spoke-1" / "feed-2.bin").write_bytes(b"")
     with pytest.raises(ModelError, match="was changed after export"):
         list(check(to))
@@ -234,7 +219,8 @@ def test_every_file_is_proved_and_a_device_needs_but_its_own(sources, tmp_path):
     ("change", "told"),
     [
         ('folder = "spoke-1"|folder = "../hub"', "devices are not hub, spoke-1"),
-        ("    2,\n    4,\n|    3,\n    4,\n", "groups of the devices are not all heads"),
+        ("    4,\n    8,\n|    5,\n    8,\n", "queries of the devices are not all heads"),
+        ("    2,\n    3,\n|    1,\n    3,\n", "keys of a device are not those"),
         ("    96,\n    160,\n|    64,\n    160,\n", "columns of the devices are not"),
         ('"feed-3.onnx"|"feed-9.onnx"', "hub has no feed-3.onnx"),
         ('"feed-3.onnx"|"../feed-3.onnx"', "a file's name is not plain"),
@@ -255,8 +241,8 @@ def test_a_manifest_that_contradicts_itself_is_refused(sources, tmp_path, change
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"shares": (1,) * 5}, "help: --star 4 works"),
-        ({"shares": (9, 1)}, "one would get none of 4 heads of keys and values"),
+        ({"shares": (1,) * 6}, "help: --star 5 works"),
+        ({"shares": (9, 1)}, "one would get none of 8 heads, or of 5 times 32"),
         ({"shares": (1, 9, 9)}, "help: --star 2 works"),
         ({"shares": (4, 9, 1)}, "help: --star 2 --shares 9,4 works"),
         ({"shares": ()}, "1 to 64 numbers above 0"),
@@ -301,10 +287,12 @@ def test_a_division_is_whole_or_says_what_would_be(sources, kv_heads, inner, sha
         works = int(str(error).split("--star ")[1].split()[0])
         assert works < len(shares)
         found = portions(shape, sorted(shares, reverse=True)[:works])
-    ends = [(0, 0), *((one.groups[1], one.columns[1]) for one in found)]
-    assert ends[-1] == (kv_heads, inner)
+    ends = [(0, 0), *((one.queries[1], one.columns[1]) for one in found)]
+    assert ends[-1] == (2 * kv_heads, inner)
     for one, end in zip(found, ends, strict=False):
-        assert (one.groups[0], one.columns[0]) == end and one.heads > 0 and one.inner > 0
+        assert (one.queries[0], one.columns[0]) == end and one.asking > 0 and one.inner > 0
+        assert one.asking % one.heads == 0
+        assert {query // 2 for query in range(*one.queries)} == set(one.keys)
         assert one.columns[0] % 32 == 0
     assert [one.leads for one in found] == [True, *[False] * (len(found) - 1)]
     assert found != [Portion.whole(shape)] or len(found) == 1

@@ -1,0 +1,67 @@
+"""How fast this device is, and what it has: what a spoke tells its hub of itself."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from splitrt.core import shards
+from splitrt.core.shards import Device
+from splitrt.edge.head import session
+from splitrt.errors import ModelError
+
+WARM, RUNS = 3, 30  # that do not count, that do
+SHORTEST, LONGEST = 0.1, 2.0  # seconds: so long it takes, and then fewer runs will do
+STATUS, MEMORY = Path("/proc/self/status"), Path("/proc/meminfo")
+
+
+def needed(one: Device) -> list[str]:
+    """The files of a device's first feed-forward graph."""
+    graph = shards.feed(0)
+    return [graph, *({Path(graph).with_suffix(".bin").name} & set(one.files))]
+
+
+def seconds(folder: Path, one: Device, hidden: int, threads: int | None) -> float:
+    """Of one row through that graph; its files are proved already."""
+    graph, *weights = needed(one)
+    found = session(folder / graph, threads, "CPU", weights=weights[0] if weights else None)
+    rows = np.linspace(-1, 1, hidden, dtype=np.float32)[None]
+    try:
+        return least(lambda: found.run(["part"], {"rows": rows}))
+    except Exception as error:  # ONNX Runtime's own tree starts at RuntimeError and Exception
+        raise ModelError(f"{graph} does not run: {error}") from error
+
+
+def least(call: Callable[[], object]) -> float:
+    """Seconds of a call, the fewest of some: what else runs here just now is not to count."""
+    for _ in range(WARM):
+        call()
+    times: list[float] = []
+    began = time.perf_counter()
+    took = 0.0
+    while took < SHORTEST or (len(times) < RUNS and took < LONGEST):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+        took = time.perf_counter() - began
+    return min(times)
+
+
+def spare() -> int:
+    """Bytes of memory that are free now, or could be; half of all where that is not told."""
+    told = _kibibytes(MEMORY, "MemAvailable")
+    return told or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _kibibytes(path: Path, name: str) -> int:
+    """Of such a line of a file of /proc, in bytes; 0 where there is none."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return 0
+    found = [line.split()[1] for line in lines if line.startswith(f"{name}:")]
+    return int(found[0]) << 10 if found else 0
