@@ -3,15 +3,20 @@
 `splitrt.cloud` has the server and `splitrt.train` the tools; both need torch, this does not.
 """
 
-from splitrt.core.manifest import Similar
+from splitrt.core.boxes import Boxes, found
+from splitrt.core.manifest import Manifest, Similar
 from splitrt.core.result import Result, Timings
 from splitrt.core.sample import Sampling
 from splitrt.core.spoken import Difference, Tally, Token
-from splitrt.edge.capture import Camera, Frame, Pictures
+from splitrt.daemon.client import connect
+from splitrt.edge.camera import Camera
+from splitrt.edge.capture import Frame, Pictures
 from splitrt.edge.chat import Chat
 from splitrt.edge.decoder import Decoder, Step
 from splitrt.edge.edge import Edge
+from splitrt.edge.pan import Pan
 from splitrt.edge.pilot import Caps
+from splitrt.edge.source import source
 from splitrt.edge.trust import Trust
 from splitrt.errors import (
     DeadlineMissed,
@@ -26,6 +31,7 @@ from splitrt.errors import (
 )
 
 __all__ = [
+    "Boxes",
     "Camera",
     "Caps",
     "Chat",
@@ -36,9 +42,11 @@ __all__ = [
     "Frame",
     "LinkDown",
     "LinkError",
+    "Manifest",
     "ModelError",
     "ModelMismatch",
     "PacketError",
+    "Pan",
     "Pictures",
     "ProfileError",
     "Refused",
@@ -51,4 +59,7 @@ __all__ = [
     "Timings",
     "Token",
     "Trust",
+    "connect",
+    "found",
+    "source",
 ]

@@ -1,4 +1,4 @@
-"""The verbs: demo, cuts, split, score, serve, edge, relay, profile, plan, check; and cli_chat's."""
+"""The verbs: demo, cuts, split, score, serve, edge, relay, profile, plan, check; and cli_*.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from splitrt import cli_chat, cli_star, shown
+from splitrt import cli_chat, cli_daemon, cli_demo, cli_frigate, cli_star, shown
 from splitrt.errors import SplitrtError
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ NEEDS = {
     "torch": "cloud", "safetensors": "cloud", "grpc_health": "cloud",
     "matplotlib": "train", "onnx": "train", "tomli_w": "train",
     "tokenizers": "chat", "jinja2": "chat", "starlette": "chat", "uvicorn": "chat",
+    "zmq": "frigate",
+    "prometheus_client": "daemon",
 }  # fmt: skip
 
 LANGUAGE = {"cut", "exits", "weights", "resume", "codec", "longest"}  # options of `split`
@@ -63,40 +65,7 @@ Picture = Annotated[
 ]
 
 
-@app.command()
-def demo(
-    what: Annotated[
-        str, typer.Argument(help="pictures; chat: a story; star: one told by four devices.")
-    ] = "pictures",
-    source: Annotated[str | None, typer.Option(help="A folder, a video, a camera.")] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option(help="With chat and star: another language model's or star's directory."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Start a server and a device on this machine, send pictures, show what each plan does.
-
-    `demo chat` tells a story across the cut, and compares it with asking for every token. `demo
-    star` lets a hub and its spokes tell it together, and compares it with one device alone.
-    """
-    if what not in ("pictures", "chat", "star"):
-        raise typer.BadParameter(f"{what!r} is no demo; pictures, chat or star", param_hint="WHAT")
-    if (model if what == "pictures" else source) is not None:
-        wrong = "--source is for pictures"
-        if what == "pictures":
-            wrong = "--model is for `demo chat` and `demo star`"
-        raise typer.BadParameter(wrong)
-    if what != "pictures":
-        _story(what, model, as_json)
-        return
-    from splitrt.demo import run
-
-    found = run(source, quiet=as_json)
-    if as_json:
-        shown.as_json(found.as_dict())
-        return
-    shown.report(found)
+app.command()(cli_demo.demo)
 
 
 @app.command()
@@ -311,7 +280,12 @@ def serve(
 @app.command()
 def edge(
     folder: Folder,
-    source: Annotated[str, typer.Option(help="A folder, a picture, a video, a camera.")],
+    source: Annotated[
+        str,
+        typer.Option(
+            help="A folder, a picture, a video, pan:photo.jpg, /dev/video0, rtsp://…, csi://0."
+        ),
+    ],
     cloud: Annotated[
         str | None, typer.Option(help="The server's host:port; several with commas.")
     ] = None,
@@ -353,9 +327,9 @@ def edge(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Run the device's half over pictures or a camera; a line for every frame."""
-    from splitrt.edge.capture import open_source
     from splitrt.edge.edge import Edge
     from splitrt.edge.pilot import Caps
+    from splitrt.edge.source import source as opened
     from splitrt.edge.trust import Trust
 
     trust = Trust(tls_ca, cert, key, cli_chat.secret(token_file, "SPLITRT_TOKEN"), insecure_tokens)
@@ -375,16 +349,20 @@ def edge(
             threads=threads,
         ) as device:
             for _ in range(repeat):
-                for frame, result in device.stream(open_source(source), inflight=inflight):
-                    answer = shown.answer(result, device.manifest.labels)
-                    line = shown.json_line if as_json else shown.line
-                    print(line(frame.name, name, answer, result), flush=True)
+                with opened(source) as frames:
+                    for frame, result in device.stream(frames, inflight=inflight):
+                        size = frame.image.shape[0], frame.image.shape[1]
+                        answer, further = shown.seen(device.manifest, result, size)
+                        line = shown.json_line if as_json else shown.line
+                        print(line(frame.name, name, answer, result, further), flush=True)
 
 
 app.command()(cli_chat.exits)
 app.command()(cli_chat.chat)
 app.command()(cli_chat.api)
 app.command()(cli_star.star)
+app.command()(cli_frigate.frigate)
+app.command()(cli_daemon.daemon)
 
 
 @app.command()
@@ -493,23 +471,6 @@ def main() -> None:
         sys.exit(
             f"error: this needs {error.name}\nhelp: pip install 'splitrt[{NEEDS[error.name]}]'"
         )
-
-
-def _story(what: str, model: Path | None, as_json: bool) -> None:
-    from splitrt import story, together
-    from splitrt.coloured import Ink
-
-    ink = None if as_json else Ink()
-    if what == "chat":
-        found: Any = story.run(model, ink=ink)
-    else:
-        found = together.run(model, ink=ink)
-    if as_json:
-        shown.as_json(found.as_dict())
-    elif what == "chat":
-        print(found.summary)
-    else:
-        shown.together(found)
 
 
 def _similar(text: str | None, interval: int) -> Similar | bool:

@@ -101,7 +101,7 @@ def chat(
     """
     from splitrt.core.sample import Sampling
 
-    trust = _trust(tls_ca, cert, key, token_file, insecure_tokens)
+    trust = trusted(tls_ca, cert, key, token_file, insecure_tokens)
     how = {"theta": theta, "resume": resume, "codec": codec, "drafts": drafts, "threads": threads}
     sampling = Sampling(temperature, top_p, seed)
     with _teller(folder, cloud, mode, trust=trust, sampling=sampling, **how) as teller:
@@ -150,14 +150,15 @@ def api(
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     door = Door(host, port, secret(key_file, "SPLITRT_API_KEY"))
-    trust = _trust(tls_ca, cert, key, token_file, insecure_tokens)
+    trust = trusted(tls_ca, cert, key, token_file, insecure_tokens)
     how = {"theta": theta, "resume": resume, "codec": codec, "drafts": drafts, "threads": threads}
     sampling = Sampling(temperature, top_p)
     with (
         _teller(folder, cloud, mode, trust=trust, sampling=sampling, **how) as teller,
         Desk(teller, line=line) as desk,
     ):
-        serve(Api(desk, teller.words.name, door.key), door)
+        name = teller.words.name
+        serve(Api(desk, name, door.key).app, door, lambda there: f"api of {name} at {there}/v1")
 
 
 class Talk:
@@ -233,7 +234,7 @@ def _teller(folder: Path, cloud: str | None, mode: str | None, **how: Any) -> It
         yield Teller(words, chat)
 
 
-def _trust(
+def trusted(
     ca: Path | None, cert: Path | None, key: Path | None, token: Path | None, insecure: bool
 ) -> Trust:
     from splitrt.edge.trust import Trust

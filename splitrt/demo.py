@@ -19,12 +19,12 @@ from PIL import Image
 
 from splitrt.cloud.program import load_program
 from splitrt.core.manifest import Manifest, verified
-from splitrt.edge.capture import Pictures, fit, open_source
-from splitrt.errors import ModelError, SplitrtError
-from splitrt.served import served
+from splitrt.edge.capture import Pictures, fit
+from splitrt.edge.source import source as opened
+from splitrt.errors import SplitrtError
+from splitrt.served import served, shipped
 
 HERE = Path(__file__).parent
-MODELS = (HERE / "model", HERE.parent / "models" / "cifar10-resnet")  # a wheel's, a clone's
 ROUNDS = 6  # times that each picture goes by each plan
 FRAMES = 40  # of a video or a camera
 MEANING = {
@@ -114,21 +114,13 @@ def run(source: str | None, *, quiet: bool = False) -> Report:
     )
 
 
-def shipped() -> Path:
-    """The model directory that comes with splitrt."""
-    for folder in MODELS:
-        if (folder / "model.toml").exists():
-            return folder
-    raise ModelError("the shipped model is missing\nhelp: run from a clone, or install the wheel")
-
-
 @contextlib.contextmanager
 def _pictures(source: str) -> Iterator[str]:
     """The source itself, or a folder with a few frames of a video or a camera.
 
     Every plan and the whole model are to see the same frames.
     """
-    frames = open_source(source)
+    frames = opened(source)
     if isinstance(frames, Pictures):
         yield source
         return
@@ -157,7 +149,7 @@ def _whole_answers(folder: Path, manifest: Manifest, source: str) -> dict[str, s
     whole = load_program(verified(folder, manifest, "whole.pt2")).module()
     height, width, _ = manifest.input.shape
     answers = {}
-    for frame in open_source(source):
+    for frame in opened(source):
         picture = torch.from_numpy(fit(frame.image, height, width).copy())[None]
         best = int(whole(picture)[0].argmax())
         answers[frame.name] = manifest.labels[best] if manifest.labels else str(best)

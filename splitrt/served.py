@@ -1,4 +1,4 @@
-"""A server, or a star's spokes, in processes of their own, for the demos."""
+"""A server, or a star's spokes, in processes of their own, and the shipped model, for the demos."""
 
 from __future__ import annotations
 
@@ -14,15 +14,25 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from splitrt.errors import LinkDown
+from splitrt.errors import LinkDown, ModelError
 
 if TYPE_CHECKING:
     from splitrt.star import Star
 
+HERE = Path(__file__).parent
+MODELS = (HERE / "model", HERE.parent / "models" / "cifar10-resnet")  # a wheel's, a clone's
 PATIENCE = 60.0  # seconds for the server, or for all spokes, to come up
 LAST = 5.0  # seconds for a spoke to end by itself
 LOOK = 0.5  # seconds between two looks at whether all spokes still run
 CLI = (sys.executable, "-m", "splitrt.cli")
+
+
+def shipped() -> Path:
+    """The model directory that comes with splitrt."""
+    for folder in MODELS:
+        if (folder / "model.toml").exists():
+            return folder
+    raise ModelError("the shipped model is missing\nhelp: run from a clone, or install the wheel")
 
 
 @contextlib.contextmanager

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from splitrt.core import boxes
 from splitrt.core.rows import TOKEN, Rows
 
 if TYPE_CHECKING:
     from splitrt.cloud import Server
     from splitrt.core.forecast import Outlook
     from splitrt.core.language import Language
+    from splitrt.core.manifest import Manifest
     from splitrt.core.profile import Profile
     from splitrt.core.result import Result
     from splitrt.demo import Report
@@ -124,15 +126,26 @@ def answer(result: Result, labels: list[str] | None) -> str:
     return labels[best] if labels else str(best)
 
 
-def line(name: str, _: str, answer: str, result: Result) -> str:
+def seen(manifest: Manifest, result: Result, size: tuple[int, int]) -> tuple[str, dict[str, Any]]:
+    """What a frame's answer is in words, and further entries of its JSON line.
+
+    Of a detector how many boxes there are and the best one; size: the picture's (height, width).
+    """
+    if manifest.boxes is None or not result.outputs:
+        return answer(result, manifest.labels), {}
+    things = boxes.found(manifest, result, size)
+    return things.words(manifest.labels), {"boxes": things.entries(manifest.labels)}
+
+
+def line(name: str, _: str, answer: str, result: Result, __: dict[str, Any]) -> str:
     """A frame's end, for people."""
     total, size = result.timings.total, result.sent_bytes
     why = f"  ({result.reason})" if result.reason else ""
     where = result.where or "none"
-    return f"{name:24} {answer:12} {where:6} {result.plan:9} {size:7,} B {total:8.1f} ms{why}"
+    return f"{name:24} {answer:20} {where:6} {result.plan:9} {size:7,} B {total:8.1f} ms{why}"
 
 
-def json_line(name: str, plan: str, answer: str, result: Result) -> str:
+def json_line(name: str, plan: str, answer: str, result: Result, further: dict[str, Any]) -> str:
     """A frame's end, for programs."""
     line: dict[str, Any] = {
         "frame": name,
@@ -145,7 +158,7 @@ def json_line(name: str, plan: str, answer: str, result: Result) -> str:
         "sent_bytes": result.sent_bytes,
         "ms": round(result.timings.total, 3),
     }
-    return json.dumps(line)
+    return json.dumps(line | further)
 
 
 def score(found: Score) -> None:

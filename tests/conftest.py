@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import fcntl
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,8 @@ import torch
 from torch import nn
 
 from splitrt.cloud import Server
-from splitrt.train import Frames, Free, Sizes, Split, cut, export
-from tests.detector import detector
+from splitrt.train import Frames, Free, Sizes, Split, cut, export, read
+from tests.detector import boxed, detector
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
@@ -52,6 +54,21 @@ def pictures(count: int, size: int = 32, seed: int = 0) -> Frames:
     return Frames(images, random.integers(0, 10, count))
 
 
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that the first of xdist's workers makes, and the others wait for."""
+    shared = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder = shared / f"shared-{name}"
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            half = shared / f"half-{name}"
+            make(half)
+            half.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def whole() -> nn.Module:
     torch.manual_seed(0)
@@ -85,11 +102,36 @@ def plain_dir(whole: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="session")
 def detector_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures of 64×64 to 160×192, their original sizes beside them; boxes and scores."""
-    free = Free(Sizes.between((64, 64), (160, 192)), {"size": torch.tensor([[96, 160]])})
-    folder = tmp_path_factory.mktemp("models") / "detector"
-    images = pictures(40, size=96, seed=5).images.repeat(2, axis=2)[:, :, :160]
-    export(cut(detector(), after="levels.0", free=free), folder, frames=Frames(images))
-    return folder
+
+    def make(folder: Path) -> None:
+        free = Free(Sizes.between((64, 64), (160, 192)), {"size": torch.tensor([[96, 160]])})
+        images = pictures(40, size=96, seed=5).images.repeat(2, axis=2)[:, :, :160]
+        export(cut(detector(), after="levels.0", free=free), folder, frames=Frames(images))
+
+    return once(tmp_path_factory, "detector", make)
+
+
+@pytest.fixture(scope="session")
+def boxed_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector of 64×96 pictures whose model.toml says how its outputs are boxes."""
+    return boxed(tmp_path_factory.mktemp("models") / "boxed")
+
+
+@pytest.fixture(scope="session")
+def fastest_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """FastestDet with its published weights, cut, for pictures of 160×160 to 352×352."""
+    from benchmarks.detection.make import LAYOUT, UNIT, whole
+
+    if not (SHARED / "detectors" / "FastestDet.safetensors").exists():
+        pytest.skip("../shared/data is absent")
+
+    def make(folder: Path) -> None:
+        free = Free(Sizes.between((160, 160), (352, 352)))
+        split = cut(whole(SHARED), after="backbone.stage2", pixels=UNIT, free=free)
+        frames = read(ROOT / "splitrt" / "pictures", height=352, width=352)
+        export(split, folder, frames=frames, boxes=LAYOUT)
+
+    return once(tmp_path_factory, "fastest", make)
 
 
 @pytest.fixture(scope="session")

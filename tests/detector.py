@@ -1,12 +1,17 @@
-"""A small detector of the kind that real ones are: three levels, a pyramid, boxes by a grid."""
+"""Two small detectors: one of the kind that real ones are, and one that is exported in a moment."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from splitrt.train import Layout, cut, export
+
 ANCHORS = 2
+BOXED = ["person", "dog", 'a "cat"', "car", "bird"]  # the labels of `boxed`
 
 
 class Detector(nn.Module):
@@ -77,3 +82,27 @@ def detector(classes: int = 5) -> Detector:
         for _ in range(5):
             model(torch.randn(4, 3, 96, 96), torch.full((4, 2), 96.0))
     return model.eval()
+
+
+class Boxed(nn.Module):
+    """Pictures [N, 3, 64, 96] -> corners [N, 96, 4] in pixels, scores [N, 96, 5]."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU())
+        self.last = nn.Conv2d(8, 9, 2, 2)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        raw = self.last(self.stem(x)).flatten(2).transpose(1, 2)
+        middle = 40 + 30 * torch.tanh(raw[..., :2])
+        half = 5 + 5 * raw[..., 2:4].sigmoid()
+        boxes = torch.cat([middle - half, middle + half], 2)
+        return {"boxes": boxes, "scores": raw[..., 4:].sigmoid()}
+
+
+def boxed(folder: Path, seed: int = 0) -> Path:
+    """A directory of that one, cut: its model.toml says how its outputs are boxes."""
+    split = cut(Boxed(seed).eval(), after="stem", shape=(1, 3, 64, 96))
+    export(split, folder, labels=BOXED, boxes=Layout(kind="boxes", threshold=0.2))
+    return folder

@@ -17,29 +17,34 @@ OURS = {
     "core": {"errors", "wire", "core"},
     "edge": {"errors", "wire", "core", "edge"},
     "star": {"errors", "wire", "core", "edge", "star"},
+    "daemon": {"errors", "wire", "core", "edge", "daemon"},
     "cloud": {"errors", "wire", "core", "cloud"},
     "train": {"errors", "core", "train"},
 }
 OTHERS = {
     "core": {"PIL", "google", "numpy", "zstandard", "pydantic", "safetensors", "tomli"},
-    "edge": {"numpy", "onnxruntime", "grpc", "PIL", "cv2"},
+    "edge": {"numpy", "onnxruntime", "grpc", "PIL", "cv2", "picamera2"},
     "star": {"numpy", "onnxruntime", "grpc"},
+    "daemon": {"numpy", "grpc", "pydantic", "tomli"},
     "cloud": {"numpy", "torch", "grpc", "grpc_health", "google", "safetensors"},
     "train": {
         "numpy", "torch", "onnx", "PIL", "matplotlib", "pydantic", "rich", "safetensors", "tomli_w",
         "tokenizers", "zstandard",
     },
 }  # fmt: skip
-# What needs the extra `chat` is kept to its own files.
-CHAT = {
+# What needs the extras `chat`, `frigate` and `daemon` is kept to its own files.
+EXTRA = {
+    "daemon/meters.py": {"prometheus_client"},
     "edge/api.py": {"starlette", "uvicorn"},
+    "edge/frigate.py": {"zmq"},
     "edge/template.py": {"jinja2"},
     "edge/tokens.py": {"tokenizers"},
     "edge/wish.py": {"pydantic"},
 }
-# The wire is public too: protos/ says what any client may send.
+# The wire is public too: protos/ says what any client may send; `served` starts the demos' server.
 PUBLIC = (
     "splitrt", "splitrt.train", "splitrt.cloud", "splitrt.relay", "splitrt.star", "splitrt.wire",
+    "splitrt.served",
 )  # fmt: skip
 # Two files run more than their layer: the score measures both halves over the real wire, and exits
 # of a language model learn what both halves really say.
@@ -67,7 +72,7 @@ def test_a_layer_imports_what_it_may(layer):
             if first == "splitrt":
                 assert rest and rest[0] in OURS[layer] | also, f"{path.name} imports {name}"
             elif first not in sys.stdlib_module_names:
-                extra = CHAT.get(f"{layer}/{path.name}", set())
+                extra = EXTRA.get(f"{layer}/{path.name}", set())
                 assert first in OTHERS[layer] | extra, f"{path.name} imports {name}"
 
 
@@ -94,10 +99,11 @@ def test_benchmarks_and_recipes_use_public_names_only():
                     assert public or pure or inner, path
 
 
-def test_importing_splitrt_imports_no_torch_no_cv2_and_nothing_of_chat():
+def test_importing_splitrt_imports_no_torch_no_cv2_and_nothing_of_chat_or_metrics():
     code = (
         "import sys, splitrt, splitrt.cli;"
-        "heavy = ('torch', 'cv2', 'onnx', 'tokenizers', 'jinja2', 'starlette', 'uvicorn');"
+        "heavy = ('torch', 'cv2', 'onnx', 'tokenizers', 'jinja2', 'starlette', 'uvicorn', 'zmq',"
+        "'prometheus_client');"
         "print([name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -91,7 +91,7 @@ def test_the_verbs_of_the_readme_exist():
     assert {one or other for one, other in told} <= there
     assert there == {
         "demo", "cuts", "split", "score", "serve", "edge", "relay", "profile", "plan", "check",
-        "exits", "chat", "api", "star",
+        "exits", "chat", "api", "star", "frigate", "daemon",
     }  # fmt: skip
 
 

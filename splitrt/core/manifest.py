@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
+from splitrt.core.layouts import Layout
 from splitrt.core.side import LARGEST as LARGEST_SIDE
 from splitrt.core.side import Side
 from splitrt.core.sizes import Growth
@@ -249,6 +250,7 @@ class Manifest(Signed):
     side: Annotated[list[Side], Field(max_length=16)] = []
     outputs: Annotated[list[Output], Field(min_length=1, max_length=64)]
     labels: list[str] | None = None
+    boxes: Layout | None = None  # of a detector
     widths: Annotated[list[Width], Field(min_length=1, max_length=16)]
     similar: Similar | None = None
     codecs: dict[str, CodecSpec]
@@ -351,6 +353,7 @@ class Manifest(Signed):
         names = [plan.name for plan in self.plans]
         heads = [width.name for width in self.widths]
         crossing = [width.shape for width in self.widths]
+        outputs = {output.name for output in self.outputs}
         tensors = [self.input.shape, *crossing, *(output.shape for output in self.outputs)]
         for wrong, message in (
             (len(set(names)) < len(names), "two plans have one name"),
@@ -359,6 +362,7 @@ class Manifest(Signed):
             (any(math.prod(shape) > LARGEST_TENSOR for shape in tensors), "a tensor is too large"),
             (any(not PLAIN.fullmatch(file) for file in self.files), "a file's name is not plain"),
             (NAME in self.files, f"{NAME} cannot name itself"),
+            (self.boxes is not None and set(self.boxes.outputs) - outputs, "boxes of no output"),
             (crossing[-1] != self.cut.shape, "the last width is not the shape of the cut"),
             (
                 any(s[1:] != self.cut.shape[1:] for s in crossing),

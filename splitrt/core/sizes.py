@@ -9,6 +9,7 @@ everything is thus known, and checked, before memory is taken.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Literal, TypeAlias
 
@@ -23,6 +24,18 @@ LONGEST_RULE = 60  # characters
 LARGEST_SIDE = 1 << 16  # pixels
 
 Pixels = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+
+
+@dataclass(frozen=True, slots=True)
+class Placing:
+    """Where a picture lies in what the model sees: all (height, width), from the top left.
+
+    came: of the picture.  inner: of it there.  outer: of all, with the grey around it.
+    """
+
+    came: tuple[int, int]
+    inner: tuple[int, int]
+    outer: tuple[int, int]
 
 
 class Sizes(BaseModel):
@@ -90,6 +103,28 @@ class Sizes(BaseModel):
             for pixels, low, high in zip(size, self.smallest, self.largest, strict=True)
         )
         return height, width
+
+    def placing(self, size: tuple[int, int]) -> Placing:
+        """What `fit` makes of a picture of (height, width); PacketError where that is nothing."""
+        if 0 in size:
+            raise PacketError(f"a picture of {_by(size)}")
+        near = self.nearest(size)
+        if self.fit == "letterbox":
+            return self._letterbox(size)
+        if self.fit == "stretch":
+            return Placing(size, near, near)
+        try:
+            self.check(size)
+        except PacketError as error:
+            raise PacketError(f"{error}\nhelp: the nearest allowed is {_by(near)}") from error
+        return Placing(size, size, size)
+
+    def _letterbox(self, size: tuple[int, int]) -> Placing:
+        scale = min(1.0, *(most / side for side, most in zip(size, self.largest, strict=True)))
+        height, width = (max(1, round(scale * side)) for side in size)
+        low = zip((height, width), self.smallest, strict=True)
+        rows, columns = (max(least, -(-n // self.step) * self.step) for n, least in low)
+        return Placing(size, (height, width), (rows, columns))
 
 
 class Growth(Sizes):

@@ -11,9 +11,9 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 from starlette.applications import Starlette
@@ -23,6 +23,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from splitrt.core.spoken import Token
 from splitrt.core.tls import loopback
 from splitrt.edge.desk import Desk, Done, Job, Told
 from splitrt.edge.teller import TooLong
@@ -79,8 +80,13 @@ class Heard:
         self._job: Job = desk.take(wish, self._tell)
         self._gone = asyncio.ensure_future(_left(receive))
 
-    async def next(self) -> str | Done:
-        """A piece of text, or the end. Gone if the client is; else what the desk raised."""
+    @property
+    def left(self) -> bool:
+        """Whether nobody wants the answer any more."""
+        return self._job.left.is_set()
+
+    async def next(self) -> Token | Done:
+        """A token that shows, or the end. Gone if the client is; else what the desk raised."""
         told = asyncio.ensure_future(self._told.get())
         await asyncio.wait({told, self._gone}, return_when=asyncio.FIRST_COMPLETED)
         if not told.done():
@@ -91,18 +97,35 @@ class Heard:
             raise found
         return found
 
+    def leave(self) -> None:
+        """Nobody wants the rest of the answer; its end is still told."""
+        self._desk.leave(self._job)
+
     def close(self) -> None:
         """Over: if the answer is not, nobody wants it."""
         self._gone.cancel()
-        self._desk.leave(self._job)
+        self.leave()
 
     def _tell(self, told: Told) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended, and with it all who listen
             self._loop.call_soon_threadsafe(self._told.put_nowait, told)
 
 
+class Shape(Protocol):
+    """What the pieces of a streamed answer look like."""
+
+    def first(self) -> list[dict[str, Any]]:
+        """What it begins with."""
+
+    def token(self, token: Token) -> dict[str, Any]:
+        """A token that shows."""
+
+    def last(self, done: Done) -> list[dict[str, Any]]:
+        """What it ends with."""
+
+
 class Answers:
-    """The shapes of one answer, whole or in pieces."""
+    """The shapes of one answer as OpenAI has them, whole or in pieces."""
 
     def __init__(self, wish: Wish, model: str) -> None:
         self._chat, self._wish = wish.kind == "chat", wish
@@ -134,8 +157,9 @@ class Answers:
             return []
         return [self._piece({"delta": {"role": "assistant", "content": ""}})]
 
-    def text(self, text: str) -> dict[str, Any]:
+    def token(self, token: Token) -> dict[str, Any]:
         """A piece of a stream."""
+        text = token.text
         return self._piece({"delta": {"content": text}} if self._chat else {"text": text})
 
     def last(self, done: Done) -> list[dict[str, Any]]:
@@ -161,8 +185,8 @@ class Answers:
 class Events(Response):
     """A stream of server-sent events, until the answer ends or its client leaves."""
 
-    def __init__(self, heard: Heard, first: str | Done, answers: Answers) -> None:
-        self._heard, self._first, self._answers = heard, first, answers
+    def __init__(self, heard: Heard, first: Token | Done, shape: Shape) -> None:
+        self._heard, self._first, self._shape = heard, first, shape
         super().__init__(media_type="text/event-stream", headers={"cache-control": "no-store"})
         del self.headers["content-length"]
 
@@ -181,17 +205,17 @@ class Events(Response):
             self._heard.close()
 
     async def _pieces(self) -> AsyncIterator[str]:
-        for piece in self._answers.first():
+        for piece in self._shape.first():
             yield json.dumps(piece)
         told = self._first
         try:
             while not isinstance(told, Done):
-                yield json.dumps(self._answers.text(told))
+                yield json.dumps(self._shape.token(told))
                 told = await self._heard.next()
         except SplitrtError as error:  # the status is sent already: the stream says it
             yield json.dumps(named(error)[1])
             return
-        for piece in self._answers.last(told):
+        for piece in self._shape.last(told):
             yield json.dumps(piece)
 
 
@@ -210,7 +234,7 @@ class Api:
                 Route("/v1/models/{name:path}", self._model),
                 Route("/healthz", self._health),
             ],
-            exception_handlers={SplitrtError: _said, HTTPException: _said, Gone: _unheard},
+            exception_handlers={SplitrtError: _said, HTTPException: _said, Gone: unheard},
         )
 
     async def _chat(self, request: Request) -> Response:
@@ -221,7 +245,7 @@ class Api:
 
     async def _answer(self, request: Request, kind: Kind) -> Response:
         self._known(request)
-        wish = read(await _body(request), kind)
+        wish = read(await body(request), kind)
         if wish.model is not None:
             self._is(wish.model)
         answers, heard = Answers(wish, self.name), Heard(self._desk, wish, request.receive)
@@ -231,7 +255,7 @@ class Api:
                 return Events(heard, told, answers)
             text = ""
             while not isinstance(told, Done):
-                text += told
+                text += told.text
                 told = await heard.next()
         except BaseException:
             heard.close()
@@ -301,19 +325,22 @@ def named(error: SplitrtError) -> tuple[int, dict[str, Any]]:
     return status, {"error": {"message": str(error), "type": kind, "param": param, "code": code}}
 
 
-def server(api: Api) -> uvicorn.Server:
+def server(app: Starlette) -> uvicorn.Server:
     """What runs it: `run(sockets=[...])`."""
     return uvicorn.Server(
         uvicorn.Config(
-            api.app, http="h11", ws="none", lifespan="off", access_log=False, log_level="warning",
+            app, http="h11", ws="none", lifespan="off", access_log=False, log_level="warning",
             limit_concurrency=CALLERS, timeout_graceful_shutdown=GRACE, server_header=False,
             proxy_headers=False,
         )
     )  # fmt: skip
 
 
-def serve(api: Api, door: Door) -> None:
-    """Answer until SIGTERM or SIGINT; then let the answers in flight end."""
+def serve(app: Starlette, door: Door, told: Callable[[str], str]) -> None:
+    """Answer until SIGTERM or SIGINT; then let the answers in flight end.
+
+    told: what is printed of the address once it listens.
+    """
     with contextlib.ExitStack() as stack:
         there = stack.enter_context(door.listening())
         for name in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them once more at its end
@@ -322,8 +349,8 @@ def serve(api: Api, door: Door) -> None:
         if door.key is None and not loopback(host):
             print("no key is set: whoever reaches this machine may use it", flush=True)
         shown = f"[{host}]" if ":" in host else host
-        print(f"api of {api.name} at http://{shown}:{port}/v1", flush=True)
-        server(api).run(sockets=[there])
+        print(told(f"http://{shown}:{port}"), flush=True)
+        server(app).run(sockets=[there])
 
 
 async def _left(receive: Receive) -> None:
@@ -332,7 +359,7 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-async def _body(request: Request) -> bytes:
+async def body(request: Request) -> bytes:
     """A request's JSON; a browser cannot send that from another site without asking first."""
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
         raise Wrong("the body is not JSON\nhelp: Content-Type: application/json", status=415)
@@ -365,7 +392,7 @@ async def _said(request: Request, error: Exception) -> Response:
     return JSONResponse(body, status, headers)
 
 
-async def _unheard(request: Request, error: Exception) -> Response:
+async def unheard(request: Request, error: Exception) -> Response:
     """What ends a request whose client has left."""
     del request, error
     return Response(status_code=499)

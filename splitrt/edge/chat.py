@@ -47,7 +47,8 @@ class Chat:
     are sent, by default the manifest's.  resume: hidden, the device sends rows of the cut; tokens,
     it sends what was said, and the server runs all layers.  drafts: of a round; by default as many
     as pay.  theta: confidence from which an exit's token stands without asking.  longest: positions
-    of the conversation.  patience: seconds without a server before the device goes on alone.
+    of the conversation.  patience: seconds without a server before the device goes on alone. `mode`
+    and `drafts` may be set anew: they hold from the next answer on.
 
         with Chat("models/stories", cloud="gpu-box:50700") as chat:
             for token in chat.answer(ids, most=100):
@@ -80,7 +81,7 @@ class Chat:
     ) -> None:
         self.manifest = manifest = Language.load(folder)
         _proved(manifest, cloud, mode, resume, drafts)
-        self.mode, self.drafts, self.theta = mode, drafts, theta
+        self._mode, self.drafts, self.theta = mode, drafts, theta
         self.longest = min(longest or manifest.longest, manifest.longest)
         self.folder, self.codec, self.resume = Path(folder), codec or manifest.codec, resume
         self.tally, self.difference = Tally(), None
@@ -117,6 +118,22 @@ class Chat:
     def away(self) -> bool:
         """Whether the last token was said without a server because none was there."""
         return self._away
+
+    @property
+    def up(self) -> bool:
+        """Whether a server holds the conversation now."""
+        return self._session is not None and self._session.up
+
+    @property
+    def mode(self) -> Mode:
+        """Who has the last word. In `edge` nobody is asked, and what is said then stands."""
+        return self._mode
+
+    @mode.setter
+    def mode(self, mode: Mode) -> None:
+        cloud = None if self._session is None else self._session.address
+        _proved(self.manifest, cloud, mode, self.resume, self.drafts)
+        self._mode = mode
 
     @property
     def sampling(self) -> Sampling:
@@ -161,6 +178,23 @@ class Chat:
             self._session.truncate(n)
             self._session.hold(self._spans[0][0] if self._spans else None)
 
+    def rejoin(self) -> None:
+        """Verify now, between answers, what was said without a server, if one is back.
+
+        Another answer that is being said does it itself; the conversation stays as it is.
+        """
+        session = self._session
+        if session is None or not (self._away and session.up) or self.mode == "edge":
+            return
+        if not self._answering.acquire(blocking=False):
+            return
+        try:
+            self._rejoin(session)
+        except CancelledError:
+            session.hold(self._spans[0][0])
+        finally:
+            self._answering.release()
+
     def answer(self, ids: Sequence[int], *, most: int = MOST) -> Generator[Token, None, None]:
         """Go on after these new tokens of the conversation, until a stop, or `most` tokens.
 
@@ -189,6 +223,8 @@ class Chat:
 
     def _answer(self, ids: Sequence[int], most: int) -> Generator[Token, None, None]:
         self._check(ids)
+        if self._session is not None and not self._away:
+            self._session.hold(0 if self.mode == "edge" else None)
         started, before = time.monotonic(), self._sent
         self.tally = Tally()
         self._reader.prompt(ids)
@@ -213,7 +249,7 @@ class Chat:
 
     def _round(self, left: int) -> list[Token]:
         """The next tokens, one at least and `left` at most."""
-        session = self._session
+        session = None if self.mode == "edge" else self._session
         if self._away and session is not None and session.up:
             self._rejoin(session)
         if session is None or self._away:

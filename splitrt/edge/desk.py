@@ -7,11 +7,11 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from splitrt.core.sample import Sampling
-from splitrt.core.spoken import Tally
+from splitrt.core.spoken import Tally, Token
 from splitrt.edge.teller import Teller
 from splitrt.edge.tokens import Turn
 from splitrt.edge.wish import Wish, Wrong
@@ -20,6 +20,7 @@ from splitrt.errors import SplitrtError
 logger = logging.getLogger(__name__)
 
 LINE = 8  # requests that wait
+REST = 0.25  # seconds without a request before what is done then
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Done:
     tally: Tally
 
 
-Told: TypeAlias = "str | Done | SplitrtError"
+Told: TypeAlias = "Token | Done | SplitrtError"
 
 
 class Until:
@@ -69,7 +70,10 @@ class Until:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One request. tell: called by the desk's thread with each piece of text, then the end."""
+    """One request. tell: called by the desk's thread with each token that shows, then the end.
+
+    A token's text is what may be shown since the last one.
+    """
 
     wish: Wish
     tell: Callable[[Told], None]
@@ -79,13 +83,15 @@ class Job:
 class Desk:
     """Gives answers one after another, in a thread of its own; the session is the teller's.
 
-    line: requests that may wait.
+    line: requests that may wait.  rest: called now and then while there is none.
     """
 
-    def __init__(self, teller: Teller, *, line: int = LINE) -> None:
+    def __init__(
+        self, teller: Teller, *, line: int = LINE, rest: Callable[[], None] | None = None
+    ) -> None:
         self._teller, self._default = teller, teller.speaker.sampling
         self._line: deque[Job] = deque()
-        self._most, self._over = line, False
+        self._most, self._rest, self._over = line, rest, False
         self._now: Job | None = None
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="desk", daemon=True)
@@ -138,16 +144,27 @@ class Desk:
 
     def _run(self) -> None:
         while (job := self._next()) is not None:
-            job.tell(self._end(job))
-            with self._changed:
+            end = self._end(job)
+            with self._changed:  # before it is told: whoever hears it may ask again at once
                 self._now = None
+            job.tell(end)
 
     def _next(self) -> Job | None:
         """The request that is answered now; None when the desk is closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._line or self._over)
-            self._now = None if self._over else self._line.popleft()
-            return self._now
+        pause = None if self._rest is None else REST
+        while True:
+            with self._changed:
+                if self._changed.wait_for(lambda: self._line or self._over, pause):
+                    self._now = None if self._over else self._line.popleft()
+                    return self._now
+            self._idle()
+
+    def _idle(self) -> None:
+        assert self._rest is not None  # there is no pause without it
+        try:
+            self._rest()
+        except SplitrtError as error:
+            logger.warning("%s", str(error).splitlines()[0])
 
     def _end(self, job: Job) -> Done | SplitrtError:
         try:
@@ -162,19 +179,19 @@ class Desk:
         """Tell the answer, piece by piece; its end."""
         teller, wish = self._teller, job.wish
         turn = teller.turn(wish.told)
-        held, until, said, last = teller.held(turn), Until(wish.stops), 0, -1
+        held, until, said, last = teller.held(turn), Until(wish.stops), 0, None
         teller.speaker.sampling = self._sampling(wish, turn)
         answer = teller.say(turn, most=wish.most)
         for token in answer:
-            said, last = said + 1, token.id
+            said, last = said + 1, token
             if text := until.push(token.text):
-                job.tell(text)
+                job.tell(replace(token, text=text))
             if until.over or job.left.is_set():
                 break
         answer.close()
-        if text := until.end():
-            job.tell(text)
-        ended = until.over or last in teller.words.stops
+        if last is not None and (text := until.end()):
+            job.tell(replace(last, text=text))
+        ended = until.over or (last is not None and last.id in teller.words.stops)
         tally = teller.speaker.tally
         return Done("stop" if ended else "length", len(turn.whole), held, said, tally)
 

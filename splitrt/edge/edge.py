@@ -18,12 +18,14 @@ import numpy as np
 from splitrt.core import packet
 from splitrt.core.codec import Codec, codecs
 from splitrt.core.control import LATE
+from splitrt.core.estimate import Estimate
 from splitrt.core.gate import Verdict, judge
 from splitrt.core.jpeg import Jpeg
 from splitrt.core.manifest import Manifest, Plan, Similar, Width, siblings
 from splitrt.core.result import Result, Timings
 from splitrt.core.side import pack, unpack
-from splitrt.edge.capture import Camera, Frame, Pictures
+from splitrt.edge.camera import Camera
+from splitrt.edge.capture import Frame, Pictures
 from splitrt.edge.ear import Deaf
 from splitrt.edge.flight import Course, Flight, answered, ended, opened
 from splitrt.edge.head import Head, LocalTail
@@ -38,6 +40,7 @@ from splitrt.errors import (
     DeadlineMissed,
     LinkDown,
     LinkError,
+    ModelMismatch,
     PacketError,
     SplitrtError,
 )
@@ -145,6 +148,17 @@ class Edge:
         self._course = Course(chosen, gated=False)
 
     @property
+    def up(self) -> bool | None:
+        """Whether a server is reached now; None where none is asked."""
+        return None if self._link is None else self._link.up
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """What is believed of the link and the server; None without a controller."""
+        pilot = self._course.pilot
+        return None if pilot is None else pilot.state.link
+
+    @property
     def patience(self) -> float:
         """Seconds after which a frame is given up."""
         return PATIENCE if self.deadline is None else self.deadline
@@ -170,7 +184,7 @@ class Edge:
         array, side = parted(self.manifest, inputs)
         flight = self.launch(array, time.monotonic(), side)
         result, error = self.land(flight)
-        if result.where is None and error is not None:
+        if error is not None and (result.where is None or isinstance(error, ModelMismatch)):
             raise error
         return result
 
@@ -233,7 +247,7 @@ class Edge:
             if arrival.answer.status == wire.NEED_KEY and flight.packed is not None:
                 arrival = self._again(flight)
             outputs = opened(flight, arrival, self.manifest, self._also)
-        except (LinkError, PacketError) as error:
+        except (LinkError, ModelMismatch, PacketError) as error:
             return ended(flight, self.manifest, error), error
         return answered(flight, arrival, outputs), None
 
@@ -334,8 +348,9 @@ class Edge:
             flight.parcel = Parcel(place, payload, until, flight.beside)
             flight.pending = self._link.send(flight.parcel, delta)
             self._remember(flight)
-        except (LinkError, PacketError) as error:
-            flight.error = None if flight.outputs is not None else error
+        except (LinkError, ModelMismatch, PacketError) as error:
+            answered = flight.outputs is not None and not isinstance(error, ModelMismatch)
+            flight.error = None if answered else error
 
     def _remember(self, flight: Flight) -> None:
         if self._temporal is not None and flight.packed is not None and flight.pending is not None:

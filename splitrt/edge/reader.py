@@ -49,7 +49,8 @@ class Reader:
     def feed(self) -> None:
         """Let what the server needs be there: for tokens nothing is computed."""
         if not self._tokens:
-            self.logits()
+            if self.decoder.n < len(self.ids):
+                self.logits()
             self.settle()
 
     def logits(self) -> tuple[Exit, np.ndarray]:

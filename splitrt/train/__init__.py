@@ -1,5 +1,6 @@
 """Before anything runs: cut a model, train its bottleneck, export it, score it (needs torch)."""
 
+from splitrt.core.layouts import Layout
 from splitrt.core.sizes import Sizes
 from splitrt.train.cut import Pixels, Split, another, cut
 from splitrt.train.distill import Schedule, distill, fast, holed, varied
@@ -11,6 +12,7 @@ from splitrt.train.frames import Frames, read
 from splitrt.train.free import Free
 from splitrt.train.muon import Muon
 from splitrt.train.plot import draw
+from splitrt.train.precision import precision
 from splitrt.train.score import score
 from splitrt.train.shards import shard
 from splitrt.train.similar import similar
@@ -20,6 +22,7 @@ __all__ = [
     "About",
     "Frames",
     "Free",
+    "Layout",
     "Muon",
     "Pixels",
     "Schedule",
@@ -37,6 +40,7 @@ __all__ = [
     "export",
     "fast",
     "holed",
+    "precision",
     "read",
     "scaled",
     "score",

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -41,6 +42,8 @@ INPLACE = 0.5  # what the widest's answer weighs beside labels and teacher
 RATE_LR = 3.0  # times the student's: gains and priors are a few numbers with small gradients
 HEAD_LR = 0.1  # the head was trained already: a tenth of the rate of the fresh layers
 TASK_LR = 0.3
+
+Far: TypeAlias = Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,22 +69,26 @@ def distill(
     teacher: nn.Module,
     frames: Frames,
     schedule: Schedule = Schedule(),
+    far: Far | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> Split:
-    """Train the split's bottleneck and exit in place; returns it.
+    """Train the split's bottleneck, exit and, if the frames have `interest`, filter in place.
 
-    Labels are used where the frames have them, else the teacher's answers alone. With
-    `checkpoint` (a file without suffix) the state is kept after every epoch, and a run that was
-    interrupted goes on from there and ends as it would have.
+    Returns the split. Labels are used where the frames have them, else the teacher's answers alone.
+    far: how far outputs are from the teacher's, both tuples of [N, ...], where they are no classes;
+    without it the squared error relative to the variance, which every place in a grid weighs
+    alike: a detector learns more from one that looks where its teacher found something.
+    With `checkpoint` (a file without suffix) the state is kept after every epoch, and a run that
+    was interrupted goes on from there and ends as it would have.
     """
     if split.bottleneck is None:
         raise ModelError("there is no bottleneck to train\nhelp: cut(…, channels=12)")
     torch.manual_seed(seed)
     if frames.interest is not None and not len(split.filters) and not split.shared:
         split.filters = nn.ModuleList(Filter(shape) for shape in trunk_shapes(split))
-    run = _Run(split, teacher, frames, schedule, seed)
+    run = _Run(split, teacher, frames, schedule, far or _apart, seed)
     keeper = Keeper(Path(checkpoint)) if checkpoint else None
     steps = math.ceil(len(frames) / schedule.batch) * (schedule.features + schedule.task)
     with bar(progress, steps) as advance:
@@ -105,9 +112,16 @@ class _Run:
     """The networks of one distillation and the losses between them."""
 
     def __init__(
-        self, split: Split, teacher: nn.Module, frames: Frames, schedule: Schedule, seed: int
+        self,
+        split: Split,
+        teacher: nn.Module,
+        frames: Frames,
+        schedule: Schedule,
+        far: Far,
+        seed: int,
     ) -> None:
         self.split, self.frames, self.schedule, self.seed = split, frames, schedule, seed
+        self.far = far
         self.pixels = wants_pixels(split)
         graph = trace(teacher, split.graph.example, split.graph.free)
         if graph.fingerprint != split.graph.fingerprint:
@@ -213,7 +227,7 @@ class _Run:
             total = total + cost + self._far(got[: len(aim) - 1], aim[:-1])
             own = got[self.count]
             if self.split.classes is None:
-                total = total + _distance(own.float(), aim[-1].float())
+                total = total + self.far([own.float()], [aim[-1].float()])
                 continue
             total = total + _task(own, aim[-1], None if labels is None else labels[rows])
             if widest is not None:
@@ -241,12 +255,9 @@ class _Run:
         wanted = self._wanted(x)[-1]
         with torch.no_grad():
             trunks = [self.split.trunk(x, width) for width in range(len(self.split.crossings))]
-        loss = torch.zeros((), device=x.device)
+        loss = self._filters_loss(trunks)
         for place, local in enumerate(self.split.exits):
             loss = loss + _task(local(trunks[place]), wanted, labels)
-        for place, judge in enumerate(self.split.filters):
-            logits = judge(trunks[place]).float().squeeze(1)
-            loss = loss + functional.binary_cross_entropy_with_logits(logits, self.interest)
         return loss
 
     def features_stage(self) -> _Stage:
@@ -276,6 +287,9 @@ class _Run:
         if len(split.exits):
             parts["exits"] = split.exits
             groups.append({"params": list(split.exits.parameters()), "lr": lr})
+        if len(split.filters):
+            parts["filters"] = split.filters
+            groups.append({"params": list(split.filters.parameters()), "lr": lr})
         return _Stage(
             "task",
             self.schedule.task,
@@ -304,21 +318,36 @@ class _Run:
         z = seen(self.split.project(self.split.trunk(x)), "q4")
         first = self.split.bottleneck.decode(z)
         got = (first, *self.tail(first, *self._side(x)))
-        pairs = zip(got, wanted, strict=True)
-        return sum((_distance(a.float(), b.float()) for a, b in pairs), torch.zeros(()))
+        return _apart(got[: self.count], wanted[: self.count]) + self._outputs_apart(got, wanted)
+
+    def _outputs_apart(
+        self, got: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """How far the outputs, which come behind the taps, are from the teacher's."""
+        ends = [[one.float() for one in each[self.count :]] for each in (got, wanted)]
+        return _apart(*ends) if self.split.classes is not None else self.far(*ends)
 
     def _task_loss(self, x: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         with torch.no_grad():
-            wanted = self.teacher(x, *self._side(x))[self.count :]
+            wanted = self.teacher(x, *self._side(x))
             trunk = self.split.trunk(x)
             z = seen(self.split.project(trunk), "q4")
-        got = self.tail(self.split.bottleneck.decode(z), *self._side(x))[self.count - 1 :]
+        first = self.split.bottleneck.decode(z)
+        got = (first, *self.tail(first, *self._side(x)))
+        loss = self._filters_loss([trunk])
         if self.split.classes is None:
-            pairs = zip(got, wanted, strict=True)
-            return sum((_distance(a.float(), b.float()) for a, b in pairs), torch.zeros(()))
-        loss = _task(got[0], wanted[0], labels)
+            return loss + self._outputs_apart(got, wanted)
+        loss = loss + _task(got[self.count], wanted[self.count], labels)
         for local in self.split.exits:
-            loss = loss + _task(local(trunk), wanted[0], labels)
+            loss = loss + _task(local(trunk), wanted[self.count], labels)
+        return loss
+
+    def _filters_loss(self, trunks: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Of the emptiness filter of each width, on the features that it reads."""
+        loss = torch.zeros((), device=trunks[0].device)
+        for trunk, judge in zip(trunks, self.split.filters, strict=False):  # or there are none
+            logits = judge(trunk).float().squeeze(1)
+            loss = loss + functional.binary_cross_entropy_with_logits(logits, self.interest)
         return loss
 
     def _side(self, x: torch.Tensor) -> list[torch.Tensor]:
@@ -389,6 +418,12 @@ def _pace(done: float) -> float:
 def _distance(got: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """Squared error relative to the teacher's variance, so that every point weighs the same."""
     return functional.mse_loss(got, wanted) / wanted.var().clamp(min=1e-6)
+
+
+def _apart(got: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The sum of the distances of pairs."""
+    pairs = zip(got, wanted, strict=True)
+    return sum((_distance(a.float(), b.float()) for a, b in pairs), torch.zeros(()))
 
 
 def _task(

@@ -20,6 +20,7 @@ from torch import nn
 
 from splitrt.core.ans import Tables, tabled
 from splitrt.core.codec import Codec
+from splitrt.core.layouts import Layout
 from splitrt.core.manifest import SHARED, TAIL, Manifest, Plan, verified
 from splitrt.core.pareto import pareto
 from splitrt.errors import ModelError
@@ -124,6 +125,21 @@ class About:
     licence: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """How the outputs are read: names of the classes, and of a detector how they are boxes."""
+
+    labels: list[str] | None
+    boxes: Layout | None
+
+    def tables(self) -> dict[str, Any]:
+        """As the manifest has it."""
+        found: dict[str, Any] = {} if self.labels is None else {"labels": self.labels}
+        if self.boxes is not None:
+            found["boxes"] = self.boxes.model_dump(mode="json", exclude_defaults=True)
+        return found
+
+
 def export(
     split: Split,
     folder: str | Path,
@@ -132,16 +148,17 @@ def export(
     held_out: Frames | None = None,
     labels: list[str] | None = None,
     about: About = About(),
+    boxes: Layout | None = None,
     head: str | Path | None = None,
     pareto: bool = True,
 ) -> Manifest:
     """Write the model directory `folder`, all or nothing.
 
     `frames` calibrate the scales and fill the coders' tables; without them only f32 and f16 can be
-    sent. `held_out` (with labels) calibrates the exit and fills the plans' record. `head` is the
-    model directory whose head a split made by another() shares. With `pareto`, plans that another
-    one beats in bytes, accuracy and operations are left out. An existing model directory is
-    replaced; anything else there is an error.
+    sent. `held_out` (with labels) calibrates the exit and fills the plans' record. `boxes` says how
+    the outputs of a detector are boxes. `head` is the model directory whose head a split made by
+    another() shares. With `pareto`, plans that another one beats in bytes, accuracy and operations
+    are left out. An existing model directory is replaced; anything else there is an error.
     """
     folder = Path(folder)
     if split.shared != (head is not None):
@@ -152,10 +169,11 @@ def export(
     with tempfile.TemporaryDirectory(dir=folder.parent) as fresh:
         made = Path(fresh) / folder.name
         made.mkdir()
+        means = Meaning(labels, boxes)
         if head is None:
-            _write(split.eval(), made, frames, held_out, labels, about, pareto)
+            _write(split.eval(), made, frames, held_out, means, about, pareto)
         else:
-            write_beside(Path(head), split.eval(), made, held_out, labels, about)
+            write_beside(Path(head), split.eval(), made, held_out, means, about)
         manifest = Manifest.load(made)
         shutil.rmtree(folder, ignore_errors=True)
         made.replace(folder)
@@ -168,7 +186,7 @@ def _write(
     folder: Path,
     frames: Frames | None,
     held_out: Frames | None,
-    labels: list[str] | None,
+    means: Meaning,
     about: About,
     pareto: bool,
 ) -> None:
@@ -181,7 +199,7 @@ def _write(
         x = [_input_example(split)]
         onnx.save(one.device, x, file, inputs=["image"], outputs=outputs, shapes=entry)
     _save_tail(split, folder)
-    manifest = _manifest(split, folder.name, widths, labels, about)
+    manifest = _manifest(split, folder.name, widths, means, about)
     if held_out is not None:
         record(manifest, split, widths, Whole(split).eval(), held_out)
         if pareto:
@@ -236,7 +254,7 @@ def write_beside(
     split: Split,
     folder: Path,
     held_out: Frames | None,
-    labels: list[str] | None,
+    means: Meaning,
     about: About,
 ) -> None:
     """The files of another tail: the first model's head and codecs, byte for byte, and its own."""
@@ -247,7 +265,7 @@ def write_beside(
         shutil.copyfile(verified(head, first, name), folder / name)
     widths = [_rungs(split, place, None) for place in range(len(split.crossings))]
     _save_tail(split, folder)
-    manifest = _manifest(split, folder.name, widths, labels, about)
+    manifest = _manifest(split, folder.name, widths, means, about)
     known = first.model_dump(mode="json", exclude_none=True)
     keep = ("name", "shape", "head", "head_macs", "filter")
     manifest["widths"] = [{k: v for k, v in w.items() if k in keep} for w in known["widths"]]
@@ -335,7 +353,7 @@ def _dictionary(bits: int, codes: np.ndarray) -> bytes | None:
 
 
 def _manifest(
-    split: Split, name: str, widths: list[Rungs], labels: list[str] | None, about: About
+    split: Split, name: str, widths: list[Rungs], means: Meaning, about: About
 ) -> dict[str, Any]:
     graph, place, x = split.graph, split.place, _input_example(split)
     entry: dict[str, object] = {
@@ -389,9 +407,7 @@ def _manifest(
             }
             for side, tensor in zip(graph.side_names, graph.side_examples(2), strict=True)
         ]
-    if labels is not None:
-        manifest["labels"] = labels
-    return manifest
+    return manifest | means.tables()
 
 
 def pictured(entry: Mapping[str, object]) -> bool:

@@ -53,6 +53,9 @@ def record(
             if plan.get("codec") == "jpeg":
                 _fill(plan, sizes)
                 answers |= {plan["name"]: pictures} if truth is not None else {}
+    for width, found in zip(manifest["widths"], seen, strict=True):
+        if "filter" in found and held_out.interest is not None:
+            width["filter"] = _filter(found["filter"][:, 0], held_out.interest)
     if truth is None:
         return
     right = truth if held_out.labels is None else held_out.labels
@@ -64,8 +67,6 @@ def record(
         if "exit" in found:
             width["exit"] |= _exit(found["exit"], right, default, truth)
             _bin(width, plans, answers, found["exit"], right)
-        if "filter" in found and held_out.interest is not None:
-            width["filter"] = _filter(found["filter"][:, 0], held_out.interest)
 
 
 def _seen(one: Rungs, frames: Frames) -> Seen:

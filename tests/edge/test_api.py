@@ -63,7 +63,7 @@ def running(folder: Path, *, key: str | None = None, line: int = 8) -> Iterator[
     end = words.tokenizer.token_to_id("<|im_end|>")
     parrot = Parrot(lambda ids: [*words.ids(STORY, begin=False), end])
     with Desk(Teller(words, parrot), line=line) as desk, door.Door(port=0).listening() as there:
-        server = door.server(door.Api(desk, "parrot", key))
+        server = door.server(door.Api(desk, "parrot", key).app)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [there]})
         thread.start()
         port = there.getsockname()[1]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from splitrt.core.sizes import Sizes
-from splitrt.edge.place import GREY, place, shrink
+from splitrt.edge.place import GREY, place
 from splitrt.errors import PacketError
 
 SIZES = [(1, 1), (64, 64), (65, 64), (100, 150), (160, 192), (161, 192), (700, 300), (10, 5000)]
@@ -41,10 +41,10 @@ def test_a_letterboxed_picture_lies_at_the_top_left_on_grey():
 
 
 def test_a_picture_that_is_too_large_keeps_the_ratio_of_its_sides():
-    assert shrink((320, 192), sizes("letterbox")) == 0.5
+    assert sizes("letterbox").placing((320, 192)).inner == (160, 96)
     placed = place(np.full((320, 192, 3), 7, np.uint8), sizes("letterbox"))
     assert placed.shape == (160, 96, 3) and (placed == 7).all()
-    assert shrink((10, 10), sizes("letterbox")) == 1.0
+    assert sizes("letterbox").placing((10, 10)).inner == (10, 10)
 
 
 def test_exact_names_the_nearest_size():

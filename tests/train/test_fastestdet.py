@@ -9,15 +9,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from splitrt import Edge
+from benchmarks.detection import make
+from benchmarks.detection.fastestdet import FastestDet
+from splitrt import Edge, Manifest
 from splitrt.cloud import Server
-from splitrt.train import Free, Pixels, Sizes, cut, export, read
+from splitrt.train import read
 from tests.conftest import ROOT, SHARED
-from tests.fastestdet import FastestDet
 
 WEIGHTS = SHARED / "detectors" / "FastestDet.safetensors"
 SIZES = [(352, 352), (224, 320), (160, 352)]
-UNIT = Pixels((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 @pytest.fixture(scope="module")
@@ -37,20 +37,18 @@ def test_the_module_is_the_published_network(whole):
         np.testing.assert_allclose(whole(x).numpy(), wanted, atol=1e-4)
 
 
-def test_it_is_cut_and_answers_as_the_whole_at_every_size(whole, tmp_path):
-    free = Free(Sizes.between((160, 160), (352, 352)))
-    split = cut(whole, after="backbone.stage2", pixels=UNIT, free=free)
+def test_it_is_cut_and_answers_as_the_whole_at_every_size(fastest_dir):
+    manifest, whole = Manifest.load(fastest_dir), make.whole(SHARED)
     frames = read(ROOT / "splitrt" / "pictures", height=352, width=352)
-    manifest = export(split, tmp_path / "m", frames=frames)
     assert manifest.sizes.crossing == [48, "4h", "4w"]
     assert manifest.sizes.outputs == [[85, "2h", "2w"]]
     worst = {"f32": 1e-4, "q8": 0.05}
-    with Server(tmp_path / "m", port=0, threads=1) as server:
+    with Server(fastest_dir, port=0, threads=1) as server:
         for plan, far in worst.items():
-            with Edge(tmp_path / "m", cloud=server.address, plan=plan, threads=1) as edge:
+            with Edge(fastest_dir, cloud=server.address, plan=plan, threads=1) as edge:
                 for (height, width), image in zip(SIZES, frames.images, strict=False):
                     image = np.array(Image.fromarray(image).resize((width, height)))
                     with torch.no_grad():
-                        wanted = whole(UNIT(torch.from_numpy(image)[None]))[0].numpy()
+                        wanted = whole(make.UNIT(torch.from_numpy(image)[None]))[0].numpy()
                     found = edge(image).outputs["output"]
                     assert np.linalg.norm(found - wanted) <= far * np.linalg.norm(wanted)

@@ -1,0 +1,1 @@
+"""A detector, cut: boxes by a learned bottleneck, beside the whole detector, JPEG and WebP."""
