@@ -26,10 +26,10 @@ app = typer.Typer(
 
 NEEDS = {
     "torch": "cloud", "safetensors": "cloud", "grpc_health": "cloud",
+    "grpc_reflection": "cloud", "prometheus_client": "daemon",
     "matplotlib": "train", "onnx": "train", "tomli_w": "train",
     "tokenizers": "chat", "jinja2": "chat", "starlette": "chat", "uvicorn": "chat",
     "zmq": "frigate",
-    "prometheus_client": "daemon",
 }  # fmt: skip
 
 LANGUAGE = {"cut", "exits", "weights", "resume", "codec", "longest"}  # options of `split`
@@ -248,11 +248,17 @@ def serve(
         int | None, typer.Option(help="Positions of all sessions of a language model.")
     ] = None,
     ttl: Annotated[float, typer.Option(help="Seconds a session is kept without a call.")] = 300.0,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="For Prometheus, on this machine; 0 takes a free one.")
+    ] = None,
+    reflection: Annotated[
+        bool, typer.Option("--reflection", help="Tell clients such as grpcurl what there is.")
+    ] = False,
 ) -> None:
     """Run the server's half until it is interrupted; then answer what is in flight and end."""
     import logging
 
-    from splitrt.cloud import Guard, Quota, Room, Server
+    from splitrt.cloud import Guard, Quota, Room, Seen, Server
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     with Server(
@@ -266,6 +272,7 @@ def serve(
         quota=Quota(frames_per_second, bytes_per_second),
         grace=grace,
         room=Room(kv_tokens, ttl),
+        seen=Seen(metrics_port, reflection),
     ) as server:
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, lambda *_: server.stop())

@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 
 def serving(folder: str, server: Server) -> list[str]:
     """What a server serves and where; of a language model also what each way to send costs."""
+    figures = [] if server.metrics is None else [f"figures at http://{server.metrics}/metrics"]
     if not server.language:
-        return [f"tail of {folder} at {server.address}"]
+        return [*figures, f"tail of {folder} at {server.address}"]
     scheduler = server.scheduler
     manifest, layers = scheduler.layers.manifest, scheduler.layers
     depth = manifest.shape.layers
-    lines = [f"layers {layers.first + 1} to {depth} of {folder} at {server.address}"]
+    lines = [*figures, f"layers {layers.first + 1} to {depth} of {folder} at {server.address}"]
     for resume in manifest.resume:
         held = layers.bytes_of(resume)
         if resume == "tokens":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -67,6 +68,11 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None
             make(half)
             half.rename(folder)
     return folder
+
+
+def heeding() -> None:
+    """In a child before it begins: SIGINT ends it, though jobs in the background ignore that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

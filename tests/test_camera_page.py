@@ -53,8 +53,11 @@ class Demo:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
+        self.process.terminate()  # not kill: its server would go on without it
+        try:
+            self.process.wait(DEADLINE)
+        finally:
+            self.process.kill()
         self.process.stdout.close()
         self.process.stderr.close()
 
@@ -112,6 +115,7 @@ def from_server(frame: dict) -> bool:
 
 
 def test_a_page_hears_what_is_known_and_then_every_frame(demo):
+    demo.until(from_server)  # before, the device answers while it connects
     with contextlib.closing(demo.events()) as events:
         event, hello = next(events)
         assert event == "hello" and hello["link"].keys() == GOOD.keys()
@@ -232,8 +236,10 @@ def test_the_page_shows_the_cut_and_the_return(demo):
     demo.turn(**GOOD)
     with opened(demo.address) as page:
         page.wait_for_selector("#badge[data-kind=cloud]", timeout=1000 * DEADLINE)
-        assert page.evaluate("document.getElementById('picture').naturalWidth") > 0
-        assert page.inner_text("#label") and page.inner_text("#state") == "live"
+        shown = "document.getElementById('picture').naturalWidth > 0"  # a new one is decoded first
+        page.wait_for_function(shown, timeout=1000 * DEADLINE)
+        page.wait_for_selector("#state[data-state=live]", timeout=1000 * DEADLINE)
+        assert page.inner_text("#label")
         page.click("#cut")
         page.wait_for_selector("#badge[data-kind=stead]", timeout=1000 * DEADLINE)
         page.wait_for_selector("#way-link.down", timeout=1000 * DEADLINE)

@@ -26,7 +26,10 @@ OTHERS = {
     "edge": {"numpy", "onnxruntime", "grpc", "PIL", "cv2", "picamera2"},
     "star": {"numpy", "onnxruntime", "grpc"},
     "daemon": {"numpy", "grpc", "pydantic", "tomli"},
-    "cloud": {"numpy", "torch", "grpc", "grpc_health", "google", "safetensors"},
+    "cloud": {
+        "numpy", "torch", "grpc", "grpc_health", "grpc_reflection", "google", "prometheus_client",
+        "safetensors",
+    },
     "train": {
         "numpy", "torch", "onnx", "PIL", "matplotlib", "pydantic", "rich", "safetensors", "tomli_w",
         "tokenizers", "zstandard",

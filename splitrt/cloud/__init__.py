@@ -2,7 +2,8 @@
 
 from splitrt.cloud.admit import Quota
 from splitrt.cloud.identity import Guard
+from splitrt.cloud.seen import Seen
 from splitrt.cloud.server import Server
 from splitrt.cloud.turn import Room
 
-__all__ = ["Guard", "Quota", "Room", "Server"]
+__all__ = ["Guard", "Quota", "Room", "Seen", "Server"]

@@ -57,13 +57,13 @@ class Quotas:
         self.limited = (quota.frames_per_second, quota.bytes_per_second) != (None, None)
         self._devices: OrderedDict[str, list[tuple[Bucket, bool]]] = OrderedDict()
 
-    def wait(self, device: str, size: int, now: float) -> float:
-        """0 if a frame of so many bytes may come now, and it is counted; else seconds until then.
+    def wait(self, device: str, size: int, now: float, frames: int = 1) -> float:
+        """0 if frames of so many bytes may come now, and count; else seconds until then.
 
-        A frame that is refused costs nothing.
+        What is refused costs nothing.
         """
         buckets = self._of(device, now)
-        amounts = [(bucket, size if in_bytes else 1) for bucket, in_bytes in buckets]
+        amounts = [(bucket, size if in_bytes else frames) for bucket, in_bytes in buckets]
         missing = max((bucket.wait(amount, now) for bucket, amount in amounts), default=0.0)
         if not missing:
             for bucket, amount in amounts:

@@ -49,10 +49,20 @@ class Front(Reception):
         """Of the models that are served now."""
         return {branch.manifest.name for branch in self.batcher.tail.branches.values()}
 
+    def models(self, wanted: Sequence[bytes]) -> list[str]:
+        """The names of the models that answer for those digests now."""
+        tail = self.batcher.tail
+        return [tail.branches[one].manifest.name for one in tail.answering(wanted) or ()]
+
     @property
     def waiting(self) -> int:
         """Frames that were taken and not answered yet."""
         return self.tally.inflight
+
+    @property
+    def gauges(self) -> dict[str, int]:
+        """What there is now, by name."""
+        return {**super().gauges, "queue": self.batcher.waiting}
 
     def close(self) -> None:
         """End the batcher; waits for it."""
@@ -136,26 +146,35 @@ class Front(Reception):
             await context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT, "not a Request with hello and frame"
             )
-        wanted = await self.agree(request.hello, context)
+        wanted, frame = await self.agree(request.hello, context), request.frame
+        if retry_ms := self.over_quota(device, frame.ByteSize(), time.monotonic()):
+            words = "more than this device's quota"
+            answer = packet.refusal(frame.seq, wire.BUSY, words, retry_ms)
+            self.tally.awaited(lambda _: None, self.models(wanted), len(frame.payload))(answer)
+        else:
+            [answer] = await self.answers([frame], wanted)
+        answer.waiting = self.batcher.waiting
+        return answer
+
+    async def answers(
+        self, frames: Sequence[wire.Frame], wanted: tuple[bytes, ...]
+    ) -> list[wire.Answer]:
+        """The answers to frames that came in one call, in their order."""
         self._alone += 1
         try:
-            return await self._answered(request.frame, wanted, device)
+            return await asyncio.gather(*[self._queued(frame, wanted) for frame in frames])
         finally:
             self._alone -= 1
 
-    async def _answered(
-        self, frame: wire.Frame, wanted: tuple[bytes, ...], device: str
-    ) -> wire.Answer:
+    def _queued(self, frame: wire.Frame, wanted: tuple[bytes, ...]) -> asyncio.Future[wire.Answer]:
         future: asyncio.Future[wire.Answer] = self.loop.create_future()
-        reply = self.tally.awaited(lambda one: future.done() or future.set_result(one))
-        if retry_ms := self.over_quota(device, frame.ByteSize(), time.monotonic()):
-            words = "more than this device's quota"
-            reply(packet.refusal(frame.seq, wire.BUSY, words, retry_ms))
-        else:
-            self.admit(frame, reply, wanted)
-        answer = await future
-        answer.waiting = self.batcher.waiting
-        return answer
+        reply = self.tally.awaited(
+            lambda one: future.done() or future.set_result(one),
+            self.models(wanted),
+            len(frame.payload),
+        )
+        self.admit(frame, reply, wanted)
+        return future
 
     def _deliver(self, answers: Sequence[tuple[Reply, wire.Answer]]) -> None:
         """A batch's answers, from its thread to the loop: one wake-up for all."""

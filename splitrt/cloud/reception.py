@@ -61,17 +61,31 @@ class Reception:
         """The device's name, if it may come in now."""
         if self.closing:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is closing")
+        return await self.known(context)
+
+    async def known(self, context: Any) -> str:
+        """The device's name, even if the server is closing."""
         try:
             return identify(context, self.guard, self.tokens)
         except Stranger as stranger:
             await context.abort(stranger.code, str(stranger))
             raise
 
-    def over_quota(self, device: str, size: int, now: float) -> int:
+    def over_quota(self, device: str, size: int, now: float, frames: int = 1) -> int:
         """Milliseconds after which that device may send so many bytes; 0: now, and it counts."""
         if not self._quotas.limited:
             return 0
-        return math.ceil(1000 * self._quotas.wait(device, size, now))
+        return math.ceil(1000 * self._quotas.wait(device, size, now, frames))
+
+    @property
+    def waiting(self) -> int:
+        """What was taken and not answered yet."""
+        raise NotImplementedError
+
+    @property
+    def gauges(self) -> dict[str, int]:
+        """What there is now, by name."""
+        return {"inflight": self.waiting, "streams": len(self.streams)}
 
     @property
     def _busy(self) -> bool:

@@ -24,6 +24,9 @@ from splitrt.cloud.layers import Layers
 from splitrt.cloud.reception import IDLE
 from splitrt.cloud.reload import renewed, watch
 from splitrt.cloud.schedule import Scheduler
+from splitrt.cloud.scrape import Scrape
+from splitrt.cloud.seen import Seen, reflect
+from splitrt.cloud.stock import Stock
 from splitrt.cloud.tail import Tail
 from splitrt.cloud.talk import Talks, largest_message
 from splitrt.cloud.turn import Room
@@ -46,7 +49,7 @@ class Server:
     Port 0 takes a free one; `address` says which. LinkError if the port is taken. tails: folders of
     further tails of the same head; a device says which are to answer its payloads. guard: whom it
     lets in. quota: what each device may send. grace: seconds that closing may take. room: what the
-    server of a language model may hold; it has no tails and no batches.
+    server of a language model may hold; it has no tails and no batches. seen: what it tells others.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Server:
         quota: Quota = Quota(),
         grace: float = GRACE,
         room: Room = Room(),
+        seen: Seen = Seen(),
     ) -> None:
         bytearray(
             31 << 20
@@ -72,7 +76,7 @@ class Server:
         tokens = None if guard.tokens is None else Tokens(guard.tokens)
         self._credentials = guard.credentials()
         self.host, self.grace = host, grace
-        self._guard, self._threads = guard, threads
+        self._guard, self._threads, self._seen = guard, threads, seen
         self._folders = [Path(folder), *map(Path, tails)]
         letting = {"max_inflight": max_inflight, "guard": guard, "tokens": tokens, "quota": quota}
         front: Callable[[], Front | Talks]
@@ -85,6 +89,7 @@ class Server:
             self._largest = tail.largest_frame
             front = partial(Front, tail, max_batch=max_batch, **letting)
         self._over, self._reloading = threading.Event(), threading.Lock()
+        self._scrape: Scrape | None = None
         ready: Future[int] = Future()
 
         async def run() -> None:
@@ -100,11 +105,18 @@ class Server:
         except LinkError:
             self._front.close()
             raise
+        if seen.metrics is not None:
+            self._publish(seen.metrics)
 
     @property
     def address(self) -> str:
         """host:port, as an Edge wants it."""
         return f"{self.host}:{self.port}"
+
+    @property
+    def metrics(self) -> str | None:
+        """host:port where Prometheus reads the server's figures; None if nowhere."""
+        return None if self._scrape is None else self._scrape.address
 
     @property
     def tally(self) -> Mapping[str, int]:
@@ -170,6 +182,8 @@ class Server:
             if self._thread.is_alive():
                 self._loop.call_soon_threadsafe(self._closing.set)
                 self._thread.join()
+                if self._scrape is not None:
+                    self._scrape.close()
                 self._front.close()
 
     def reload(self) -> Manifest | Language:
@@ -210,6 +224,13 @@ class Server:
         except SplitrtError as error:
             logger.warning("not reloaded, the old goes on: %s", error)
 
+    def _publish(self, port: int) -> None:
+        try:
+            self._scrape = Scrape(port, self._front)
+        except LinkError:
+            self.close()
+            raise
+
     def _layers(self, device: str, others: Sequence[str | Path]) -> Layers:
         if others:
             raise ModelError("a language model has no further tails\nhelp: one server for each")
@@ -238,6 +259,10 @@ class Server:
         server = grpc.aio.server(options=self._options())
         server.add_generic_rpc_handlers((self._front.handlers(),))
         self._health.add_to(server)
+        if isinstance(self._front, Front):
+            server.add_generic_rpc_handlers((Stock(self._front).handlers(),))
+        if self._seen.reflection:
+            reflect(server, language=self.language)
         try:
             bound = self._bind(server, f"{self.host}:{port}")
         except RuntimeError:

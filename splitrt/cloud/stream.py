@@ -69,7 +69,8 @@ class Stream(Call):
 
     def _frame(self, frame: wire.Frame) -> None:
         self.inflight += 1
-        reply = self.front.tally.awaited(self._answer)
+        models = self.front.models(self.wanted)
+        reply = self.front.tally.awaited(self._answer, models, len(frame.payload))
         if self.front.refusing:
             reply(_busy(frame, "the server is closing", CLOSING_MS))
         elif self.inflight > self.front.max_inflight:

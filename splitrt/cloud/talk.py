@@ -65,6 +65,11 @@ class Talks(Reception):
         """Asks that were taken and not answered yet."""
         return self.asking
 
+    @property
+    def gauges(self) -> dict[str, int]:
+        """What there is now, by name."""
+        return {**super().gauges, "sessions": self.scheduler.sessions}
+
     def close(self) -> None:
         """End the scheduler; waits for it."""
         self.scheduler.close()

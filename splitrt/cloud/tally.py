@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 import threading
+import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import grpc
 
+from splitrt.cloud.figures import Figures
 from splitrt.wire import tail_pb2 as wire
 
 logger = logging.getLogger(__name__)
@@ -28,12 +31,18 @@ class Tally:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
+        self._figures: dict[str, Figures] = {}
         self._inflight = 0
 
     def read(self) -> Mapping[str, int]:
         """The counts now, frozen."""
         with self._lock:
             return MappingProxyType(dict(self._counts))
+
+    def figures(self) -> dict[str, Figures]:
+        """What the frames of each model took until now; a copy."""
+        with self._lock:
+            return copy.deepcopy(self._figures)
 
     @property
     def inflight(self) -> int:
@@ -45,15 +54,24 @@ class Tally:
         with self._lock:
             self._counts[name] += 1
 
-    def awaited(self, reply: Callable[[wire.Answer], Any]) -> Callable[[wire.Answer], None]:
-        """`reply` for a frame that begins now; its answer is counted when it comes."""
+    def awaited(
+        self, reply: Callable[[wire.Answer], Any], models: Sequence[str] = (), size: int = 0
+    ) -> Callable[[wire.Answer], None]:
+        """`reply` for a frame that begins now; its answer is counted when it comes.
+
+        models: names of those that are to answer it.  size: bytes of its payload.
+        """
+        began = time.monotonic()
         with self._lock:
             self._inflight += 1
 
         def counted(answer: wire.Answer) -> None:
+            seconds = time.monotonic() - began
             with self._lock:
                 self._inflight -= 1
                 self._counts[wire.Status.Name(answer.status)] += 1
+                for model in models:
+                    self._figures.setdefault(model, Figures()).add(answer, seconds, size)
             reply(answer)
 
         return counted

@@ -53,7 +53,7 @@ def test_sighup_reloads_and_sigterm_answers_what_is_in_flight(tmp_path, model_di
         with process(tmp_path, **watched) as running:
             assert "STATUS=1 models, 1 cameras" in hear("READY=1")
             hear("WATCHDOG=1")
-            until(lambda: len(lines(tmp_path / "door.jsonl")) > 10)
+            until(lambda: any(one["where"] == "cloud" for one in lines(tmp_path / "door.jsonl")))
             tables["models"]["small"]["plan"] = "exit"
             write(tmp_path, tables)
             running.send_signal(signal.SIGHUP)
@@ -68,7 +68,7 @@ def test_sighup_reloads_and_sigterm_answers_what_is_in_flight(tmp_path, model_di
             hear("STOPPING=1")
             assert running.wait(60) == 0
     found = lines(tmp_path / "door.jsonl")
-    assert in_order(found) and {line["where"] for line in found} == {"cloud", "edge"}
+    assert in_order(found) and {line["where"] for line in found} >= {"cloud", "edge"}
     assert not (tmp_path / "s").exists()
     log = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     messages = [one["message"] for one in log]

@@ -16,7 +16,7 @@ from PIL import Image
 
 from splitrt.edge.pan import Pan, window
 from splitrt.errors import SplitrtError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, heeding
 
 
 @pytest.fixture
@@ -85,7 +85,8 @@ def test_the_edge_verb_pans_until_it_is_interrupted(photograph):
     command = [sys.executable, "-m", "splitrt.cli", "edge", ROOT / "models" / "cifar10-resnet"]
     command += ["--source", f"pan:{photograph}", "--json"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as running:
+    pipe = {"stdout": subprocess.PIPE, "text": True, "preexec_fn": heeding}
+    with subprocess.Popen(command, env=environment, **pipe) as running:
         lines = [json.loads(running.stdout.readline()) for _ in range(3)]
         running.send_signal(signal.SIGINT)
         assert running.wait(60) != 0

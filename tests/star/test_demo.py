@@ -19,7 +19,7 @@ from splitrt.errors import LinkError, SplitrtError
 from splitrt.relay import Relay
 from splitrt.star import EXACT, Point, Star, Way
 from splitrt.together import shipped
-from tests.conftest import ROOT
+from tests.conftest import ROOT, heeding
 
 FOUR = [sys.executable, ROOT / "demos" / "four_pis.py", "--delay", "0.2", "--tokens", "15"]
 DEMO = [sys.executable, "-m", "splitrt.cli", "demo", "star"]
@@ -74,7 +74,8 @@ def test_four_devices_say_what_one_says_and_none_is_left_behind(mark):
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM], ids=lambda one: one.name)
 def test_an_interrupted_demo_takes_its_spokes_with_it(mark, which):
-    process = subprocess.Popen(DEMO, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    process = subprocess.Popen(DEMO, preexec_fn=heeding, **pipes)
     try:
         until = time.monotonic() + PATIENCE
         while len(running(mark)) < 4 and time.monotonic() < until:
