@@ -76,7 +76,7 @@ class Group:
         self._hub: Hub | None = None
         self._seated: tuple[Guest, ...] = ()  # who holds shards
         self._asked: set[Guest] = set()  # who was there, and may have got none
-        self._shards: list[range] = []
+        self._shards: list[range] = [range(0)]  # the hub's, then theirs
         self._each = 0.0  # seconds of a sum
         self._wire = ""  # of the text's sums
         self._spent = Spent()
@@ -279,5 +279,6 @@ class Group:
     def _part(self) -> None:
         with self._lock:
             hub, self._hub, self._seated = self._hub, None, ()
+            self._shards = self._shards[:1]
         if hub is not None:
             hub.close()

@@ -267,6 +267,16 @@ def test_what_cannot_be_said_is_an_error_and_the_star_goes_on(four, wanted, call
         assert said(star) == wanted
 
 
+def test_figures_are_there_before_the_first_text_and_after_the_last(four, tmp_path):
+    with Star(four) as star:
+        assert [(one.name, one.shards) for one in star.figures()] == [("hub", ())]
+        with threads(star, 1, tmp_path):
+            tokens = star.answer(PROMPT, most=LENGTH)
+            next(tokens)
+    assert [one.name for one in star.figures()] == ["hub"]
+    tokens.close()
+
+
 def test_an_answer_can_be_stopped(four):
     with Star(four) as star:
         found = []
