@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
+
+from splitrt.errors import PacketError
 
 Place: TypeAlias = Literal["edge", "draft", "cloud"]
 Mode: TypeAlias = Literal["spec", "gated", "edge", "ask"]
@@ -79,3 +82,16 @@ class Tally:
             "seconds": round(self.seconds, 4),
             "tokens_per_s": round(self.tokens_per_s, 2),
         }
+
+
+def proper(ids: Sequence[int], held: int, *, vocab: int, longest: int) -> None:
+    """PacketError unless these may follow the `held` tokens of a conversation."""
+    if not ids:
+        raise PacketError("nothing to answer to\nhelp: one token at least, the first one too")
+    if wrong := [one for one in ids if not 0 <= one < vocab]:
+        raise PacketError(f"token {wrong[0]}\nhelp: this model has 0 to {vocab - 1}")
+    if (n := held + len(ids)) > longest:
+        raise PacketError(
+            f"{n} tokens of conversation, room for {longest}\n"
+            "help: a new conversation, or `truncate`"
+        )

@@ -24,7 +24,7 @@ from splitrt.core import draft
 from splitrt.core.language import Exit, Language, Resume
 from splitrt.core.rows import TOKEN, Rows
 from splitrt.core.sample import Sampling, pick
-from splitrt.core.spoken import Difference, Mode, Place, Tally, Token
+from splitrt.core.spoken import Difference, Mode, Place, Tally, Token, proper
 from splitrt.edge.decoder import Decoder
 from splitrt.edge.reader import Reader
 from splitrt.edge.session import PATIENCE, Reply, Session, Terms
@@ -222,7 +222,8 @@ class Chat:
         yield from self._teller.ask(text, most=most)
 
     def _answer(self, ids: Sequence[int], most: int) -> Generator[Token, None, None]:
-        self._check(ids)
+        vocab = self.manifest.shape.vocab
+        proper(ids, len(self._reader.ids), vocab=vocab, longest=self.longest)
         if self._session is not None and not self._away:
             self._session.hold(0 if self.mode == "edge" else None)
         started, before = time.monotonic(), self._sent
@@ -412,18 +413,6 @@ class Chat:
         counts = {where: getattr(self.tally, where) + 1}
         up = self._sent - before
         self.tally = replace(self.tally, first=first, seconds=seconds, up=up, **counts)
-
-    def _check(self, ids: Sequence[int]) -> None:
-        if not ids:
-            raise PacketError("nothing to answer to\nhelp: one token at least, the first one too")
-        vocab = self.manifest.shape.vocab
-        if wrong := [one for one in ids if not 0 <= one < vocab]:
-            raise PacketError(f"token {wrong[0]}\nhelp: this model has 0 to {vocab - 1}")
-        if (n := len(self._reader.ids) + len(ids)) > self.longest:
-            raise PacketError(
-                f"{n} tokens of conversation, room for {self.longest}\n"
-                "help: a new conversation, or `truncate`"
-            )
 
 
 def _proved(

@@ -12,7 +12,7 @@ from pathlib import Path
 from splitrt.core.lookup import Lookup, Pace
 from splitrt.core.sample import Sampling, pick
 from splitrt.core.shards import Shards
-from splitrt.core.spoken import Difference, Place, Tally, Token
+from splitrt.core.spoken import Difference, Place, Tally, Token, proper
 from splitrt.errors import PacketError, SplitrtError
 from splitrt.star.allot import Plan
 from splitrt.star.ends import Ends
@@ -161,7 +161,8 @@ class Star:
             self._answering.release()
 
     def _answer(self, ids: Sequence[int], most: int) -> Generator[Token, None, None]:
-        self._check(ids)
+        vocab = self.manifest.shape.vocab
+        proper(ids, len(self._ids), vocab=vocab, longest=self.longest)
         started, self.tally = time.monotonic(), Tally()
         if self._group.changed:
             self._group.arrange()
@@ -238,15 +239,3 @@ class Star:
         self.tally = replace(
             self.tally, first=self.tally.first or seconds, seconds=seconds, **counts
         )
-
-    def _check(self, ids: Sequence[int]) -> None:
-        if not ids:
-            raise PacketError("nothing to answer to\nhelp: one token at least, the first one too")
-        vocab = self.manifest.shape.vocab
-        if wrong := [one for one in ids if not 0 <= one < vocab]:
-            raise PacketError(f"token {wrong[0]}\nhelp: this model has 0 to {vocab - 1}")
-        if (n := len(self._ids) + len(ids)) > self.longest:
-            raise PacketError(
-                f"{n} tokens of conversation, room for {self.longest}\n"
-                "help: a new conversation, or `truncate`"
-            )
