@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from splitrt.core.codec import codecs
+from splitrt.core.hashed import once
 from splitrt.core.language import LAYERS, Language, is_language
 from splitrt.core.manifest import NAME, TAIL, Manifest, alone, prove, verified
 from splitrt.core.rows import Rows
@@ -27,8 +28,18 @@ def check(folder: Path) -> Iterator[str]:
     """A line for everything that was proved; ModelError at the first that is wrong.
 
     A model whose pictures change their size is run at the smallest and at the largest. Of a
-    language model the device's part is run, of a star what is here.
+    language model the device's part is run, of a star what is here. No file is hashed twice.
     """
+    lines, known = _lines(folder), {}
+    while True:
+        with once(known):  # but not while a line is read
+            line = next(lines, None)
+        if line is None:
+            return
+        yield line
+
+
+def _lines(folder: Path) -> Iterator[str]:
     if is_language(folder):
         yield from _language(folder)
         return

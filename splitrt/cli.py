@@ -330,6 +330,12 @@ def edge(
     insecure_tokens: Annotated[
         bool, typer.Option("--insecure-tokens", help="A token without TLS, inside a tunnel.")
     ] = False,
+    standin: Annotated[
+        bool,
+        typer.Option(
+            help="Without an exit, keep the tail here to answer for a server that does not."
+        ),
+    ] = True,
     threads: Annotated[int | None, typer.Option(help="Of ONNX Runtime.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
@@ -353,6 +359,7 @@ def edge(
             similar=_similar(similar, interval),
             caps=Caps(bytes=bytes_per_second),
             trust=trust,
+            standin=standin,
             threads=threads,
         ) as device:
             for _ in range(repeat):

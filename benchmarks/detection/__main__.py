@@ -52,7 +52,8 @@ class Bench:
     whole: Whole
 
     def edge(self, plan: str, *, cloud: str | None = None, **options: object) -> Edge:
-        return Edge(self.folder, cloud=cloud or self.server, plan=plan, threads=1, **options)
+        cloud = cloud or self.server
+        return Edge(self.folder, cloud=cloud, plan=plan, threads=1, standin=False, **options)
 
 
 def kept(bench: Bench, data: str, pictures: Sequence[Picture]) -> list[Row]:

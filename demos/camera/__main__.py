@@ -18,7 +18,6 @@ from board import Board
 from device import Device, opened
 from dials import Dials
 from joules import Joules, asked, joules
-from stead import Stead
 from web import app
 
 from splitrt import Edge, ModelError, SplitrtError
@@ -44,18 +43,18 @@ def main() -> None:
             Edge(model, cloud=relay.address, deadline=options.deadline, threads=1)
         )
         told = joules(costs.result(), options.device, edge)
-        show(Stead(model, edge), source, relay, told, listener)
+        show(edge, source, relay, told, listener)
 
 
-def show(stead: Stead, source, relay: Relay, costs: Joules, listener: socket.socket) -> None:
+def show(edge: Edge, source, relay: Relay, costs: Joules, listener: socket.socket) -> None:
     """Run device and page until SIGINT or SIGTERM, or until the source fails."""
     dials = Dials(relay)
-    board = Board(stead, dials, costs)
+    board = Board(edge, dials, costs)
     host, port = listener.getsockname()[:2]
     with contextlib.ExitStack() as stack:
         page = server(app(board, dials, local=host in ("127.0.0.1", "::1")))
         board.over = lambda: page.should_exit
-        device = stack.enter_context(Device(stead, source, board, page))
+        device = stack.enter_context(Device(edge, source, board, page))
         for name in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them once more at its end
             stack.callback(signal.signal, name, signal.signal(name, lambda *_: None))
         there = f"[{host}]" if ":" in host else host

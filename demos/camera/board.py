@@ -17,9 +17,8 @@ from answer import answer
 from dials import Dials
 from joules import Joules
 from PIL import Image
-from stead import Stead
 
-from splitrt import Frame, Result, SplitrtError
+from splitrt import Edge, Frame, Result, SplitrtError
 
 MINUTE = 60.0  # seconds that stay
 MOST = 2000  # frames of it
@@ -27,6 +26,11 @@ PAGES = 16  # that look at the same time
 WAITING = 8  # frames that a slow page is sent late; older ones it misses
 WIDEST = 480  # pixels of the picture that is shown
 BEAT = 0.5  # seconds after which a page's stream looks whether all is over
+STEAD = {
+    "exit": "The device answers",
+    "local": "The device answers by its local tail",
+    None: "Nobody answers",
+}
 CHOSEN = {None, "no plan is worth it"}  # reasons of a device that answers by choice
 
 
@@ -38,8 +42,8 @@ class Board:
 
     over: Callable[[], bool]
 
-    def __init__(self, stead: Stead, dials: Dials, costs: Joules) -> None:
-        self._edge, self._stead, self._dials, self._costs = stead.edge, stead, dials, costs
+    def __init__(self, edge: Edge, dials: Dials, costs: Joules) -> None:
+        self._edge, self._dials, self._costs = edge, dials, costs
         self._begun = time.monotonic()
         self.over = lambda: False
         self._past: deque[dict] = deque(maxlen=MOST)
@@ -53,7 +57,7 @@ class Board:
             "model": manifest.name,
             "deadline_ms": 1000 * (self._edge.deadline or 0),
             "labels": len(manifest.labels or []),
-            "stead": self._stead.words,
+            "stead": STEAD[self._edge.standin],
             "joules": {"device": costs.device, "why": costs.why},
             "seconds": MINUTE,
         }

@@ -9,10 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from stead import Stead
-
 import splitrt
-from splitrt import Camera, Frame, Pan, Pictures, SplitrtError, source
+from splitrt import Camera, Edge, Frame, Pan, Pictures, SplitrtError, source
 
 PHOTOGRAPHS = Path(splitrt.__file__).parent / "pictures"
 LEAVING = 5.0  # seconds for the last frame
@@ -70,9 +68,9 @@ class Film:
 class Device:
     """Streams until it is left; `failure`: what ended it before, and then `page` ends too."""
 
-    def __init__(self, stead: Stead, frames: Iterable[Frame], board, page) -> None:
+    def __init__(self, edge: Edge, frames: Iterable[Frame], board, page) -> None:
         self.failure: SplitrtError | None = None
-        self._stead, self._frames, self._board, self._page = stead, frames, board, page
+        self._edge, self._frames, self._board, self._page = edge, frames, board, page
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
 
@@ -87,7 +85,7 @@ class Device:
 
     def _run(self) -> None:
         try:
-            for frame, result in self._stead.stream(self._frames):
+            for frame, result in self._edge.stream(self._frames):
                 if self._over.is_set():
                     return
                 self._board.put(frame, result)

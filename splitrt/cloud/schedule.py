@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import queue
 import secrets
 import threading
@@ -13,7 +11,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +18,7 @@ import torch
 from splitrt.cloud.layers import Layers, Part, stepped
 from splitrt.cloud.session import MOST_DRAFTS, MOST_ROWS, Job, Promise, Session, Taken, Trouble
 from splitrt.cloud.turn import Room, moved, patience, turn
+from splitrt.core.memory import available
 from splitrt.wire import decode_pb2 as wire
 
 logger = logging.getLogger(__name__)
@@ -375,15 +373,3 @@ def limits(layers: Layers, room: Room) -> tuple[int, int]:
     if room.kv_tokens is None:
         return resident, parked
     return room.kv_tokens, min(parked, PARKED * room.kv_tokens)
-
-
-def available() -> int:
-    """Bytes of the host's memory that can be had; what files are cached in counts where it is told.
-
-    /proc/meminfo tells it on Linux.
-    """
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
+from splitrt.core.hashed import hashed
 from splitrt.core.layouts import Layout
 from splitrt.core.side import LARGEST as LARGEST_SIDE
 from splitrt.core.side import Side
@@ -331,6 +332,11 @@ class Manifest(Signed):
         """The plan of that name."""
         return next(plan for plan in self.plans if plan.name == name)
 
+    @property
+    def local_plan(self) -> Plan | None:
+        """The plan by which the whole tail answers on the device."""
+        return next((plan for plan in self.plans if plan.place == "edge" and not plan.exits), None)
+
     def width(self, plan: Plan) -> Width:
         """The head that a plan runs; the widest where it names none."""
         named = (width for width in self.widths if width.name == plan.width)
@@ -460,13 +466,10 @@ def verified(
         raise ModelError(f"{path} is missing or not a plain file\nhelp: copy the whole directory")
     if path.stat().st_size > largest:
         raise ModelError(f"{path} is larger than {largest >> 30} GiB")
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != manifest.files[name]:
+    digest = hashed(path)
+    if digest != manifest.files[name]:
         raise ModelError(
-            f"{path} has sha256 {digest.hexdigest()[:12]}…, wanted {manifest.files[name][:12]}…\n"
+            f"{path} has sha256 {digest[:12]}…, wanted {manifest.files[name][:12]}…\n"
             "help: it was changed after export; copy the directory again"
         )
     return path

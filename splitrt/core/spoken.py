@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from splitrt.errors import PacketError
@@ -69,6 +69,19 @@ class Tally:
     def tokens_per_s(self) -> float:
         """Of the whole answer, the first token's time included."""
         return self.tokens / self.seconds if self.seconds else 0.0
+
+    def said(self, where: Place, seconds: float, up: int = 0) -> Tally:
+        """With one token more, so many seconds after the question, `up` bytes sent since then."""
+        counts = {where: getattr(self, where) + 1}
+        return replace(self, first=self.first or seconds, seconds=seconds, up=up, **counts)
+
+    def asked(self) -> Tally:
+        """With one request more."""
+        return replace(self, requests=self.requests + 1)
+
+    def tried(self, drafted: int, accepted: int) -> Tally:
+        """With so many drafts more, and those of them that were agreed with."""
+        return replace(self, drafted=self.drafted + drafted, accepted=self.accepted + accepted)
 
     def as_dict(self) -> dict[str, object]:
         """For programs. bytes_up: sent for it.  first_s: to its first token."""

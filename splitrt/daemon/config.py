@@ -81,6 +81,9 @@ class ModelPart(Part):
     trust: TrustPart = Field(
         default=TrustPart(), description="a table of ca, cert, key, token_file"
     )
+    standin: bool = Field(
+        default=True, description="false: keep no tail here to answer in the server's stead"
+    )
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         default=None, description="threads of ONNX Runtime, 1 or more"
     )
@@ -101,6 +104,7 @@ class ModelPart(Part):
             "similar": similar,
             "caps": Caps(**self.caps.model_dump()),
             "trust": self._trust(environ),
+            "standin": self.standin,
             "threads": self.threads,
             "provider": self.provider,
         }

@@ -235,7 +235,8 @@ class Chat:
             while shown < until and shown <= self.longest and not self._cancelled.is_set():
                 for token in self._round(until - shown):
                     shown += 1
-                    self._count(token.where, started, before)
+                    seconds, up = time.monotonic() - started, self._sent - before
+                    self.tally = self.tally.said(token.where, seconds, up)
                     yield token
                     if token.id in self.manifest.stops:
                         return
@@ -310,13 +311,12 @@ class Chat:
         pending = session.ask(drafts)
         if self._cancelled.is_set():  # it came before there was a question to cancel
             session.cancel()
-        self.tally = replace(self.tally, requests=self.tally.requests + 1)
+        self.tally = self.tally.asked()
         return pending.future.result()
 
     def _learn(self, session: Session, reply: Reply, sure: Sequence[float]) -> None:
-        tally, drafting = self.tally, self._drafting
-        drafted, accepted = tally.drafted + len(sure), tally.accepted + reply.accepted
-        self.tally = replace(tally, drafted=drafted, accepted=accepted)
+        drafting = self._drafting
+        self.tally = self.tally.tried(len(sure), reply.accepted)
         if self._reader.step:
             drafting = draft.stepped(drafting, self._reader.step)
         drafting = draft.answered(drafting, sure, reply.accepted)
@@ -388,7 +388,7 @@ class Chat:
         ids = self._reader.ids
         piece = ids[start : start + min(session.max_drafts, stop - 1 - start)]
         pending = session.ask(piece, start + len(piece), keep=True)
-        self.tally = replace(self.tally, requests=self.tally.requests + 1)
+        self.tally = self.tally.asked()
         reply = pending.future.result()
         place = start + reply.accepted
         if reply.token != ids[place]:
@@ -406,13 +406,6 @@ class Chat:
 
     def _token(self, token: int, where: Place, position: int) -> Token:
         return Token(token, "", where, position)
-
-    def _count(self, where: Place, started: float, before: int) -> None:
-        seconds = time.monotonic() - started
-        first = self.tally.first or seconds
-        counts = {where: getattr(self.tally, where) + 1}
-        up = self._sent - before
-        self.tally = replace(self.tally, first=first, seconds=seconds, up=up, **counts)
 
 
 def _proved(

@@ -6,12 +6,13 @@ import difflib
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import TypeGuard
+from typing import Literal, TypeGuard
 
 import numpy as np
 
@@ -33,6 +34,7 @@ from splitrt.edge.inputs import filled, parted
 from splitrt.edge.link import SILENCE, Link
 from splitrt.edge.parcel import Arrival, Parcel
 from splitrt.edge.pilot import Caps, Pilot, able
+from splitrt.edge.standin import Standin, kept
 from splitrt.edge.still import rule
 from splitrt.edge.temporal import EVERY, Temporal
 from splitrt.edge.trust import Trust
@@ -69,7 +71,8 @@ class Edge:
     answers are the same. similar: in a stream, a picture that changed by no more than this (grey
     levels; True: the manifest's) since the last answered one gets that answer again, with the
     plan "similar". trust: whom the device trusts and who it is; by default
-    the link is not encrypted.
+    the link is not encrypted. standin: whether a model without an exit keeps its tail.onnx ready
+    here, too, to answer in the server's stead.
 
         with Edge("models/cifar10-resnet", cloud="gpu-box:50700", deadline=0.1) as edge:
             result = edge({"image": image})
@@ -78,8 +81,11 @@ class Edge:
     side inputs are given by name: edge({"image": image, "size": np.array([480, 640])}). One that
     is the picture's own size may be left out.
 
-    A model without an exit has no stand-in: then a call raises LinkDown, DeadlineMissed or
-    Refused, and a stream yields a result with `where` None. ModelMismatch is always raised.
+    The local tail answers at once where the link is down, else when just its own time is left;
+    a server's answer that comes meanwhile still counts. Where neither exit nor tail stands in, as
+    where the tail finds no room or takes longer than the deadline, a call raises LinkDown,
+    DeadlineMissed or Refused, and a stream yields a result with `where` None. ModelMismatch is
+    always raised.
     """
 
     def __init__(
@@ -95,6 +101,7 @@ class Edge:
         similar: Similar | float | bool = False,
         caps: Caps = Caps(),
         trust: Trust = Trust(),
+        standin: bool = True,
         threads: int | None = None,
         provider: str = "CPU",
     ) -> None:
@@ -127,7 +134,14 @@ class Edge:
             pilot = Pilot(self.manifest, seconds, caps=caps, patience=deadline)
         self._course = Course(chosen, gated, pilot)
         self._link: Link | None = None
+        self._standin: Standin | None = None
         if cloud is not None and chosen.place == "cloud":
+            if standin:
+                self._standin = kept(
+                    folder, self.manifest, self._heads, deadline=deadline, threads=threads
+                )
+            if self._standin is not None:
+                self._tail = self._standin.tail
             ear = pilot or Deaf(max(SILENCE, self.patience))
             asks = self._temporal is not None
             self._link = Link(
@@ -151,6 +165,13 @@ class Edge:
     def up(self) -> bool | None:
         """Whether a server is reached now; None where none is asked."""
         return None if self._link is None else self._link.up
+
+    @property
+    def standin(self) -> Literal["exit", "local"] | None:
+        """Who answers where the server does not: an exit, the local tail, or nobody."""
+        if any(width.exit is not None for width in self.manifest.widths):
+            return "exit"
+        return None if self._standin is None else "local"
 
     @property
     def estimate(self) -> Estimate | None:
@@ -210,7 +231,7 @@ class Edge:
         width = self.manifest.width(flight.plan)
         head = self._heads[width.name]
         started = time.monotonic()
-        prepared = head.prepare(array)
+        prepared = flight.prepared = head.prepare(array)
         parts = pack(self.manifest.side, {**filled(self.manifest, array), **side})
         flight.beside = packet.Beside(head.size(prepared), parts)
         wanted = self._wanted(flight.plan, head)
@@ -231,7 +252,11 @@ class Edge:
             return flight
         if plan.place == "cloud":
             pictured = self.manifest.pictured(plan)
+            if self._standin is not None and head is self._standin.head:
+                flight.features = seen.get("features")
             self._send(flight, plan, prepared if pictured else next(iter(seen.values())))
+            if flight.error is not None:
+                self._stand_in(flight)
         elif self._tail is not None:
             flight.outputs = self._tail(seen["features"], unpack(self.manifest.side, parts))
             ran = 1000 * (time.monotonic() - after_gate)
@@ -248,6 +273,7 @@ class Edge:
                 arrival = self._again(flight)
             outputs = opened(flight, arrival, self.manifest, self._also)
         except (LinkError, ModelMismatch, PacketError) as error:
+            self._stand_in(flight)
             return ended(flight, self.manifest, error), error
         return answered(flight, arrival, outputs), None
 
@@ -288,6 +314,9 @@ class Edge:
             names.append("exit")
         if self._filter and head.width.filter is not None:
             names.append("filter")
+        own = self._standin is not None and head is self._standin.head
+        if own and names and "features" not in names:
+            names.append("features")
         return names
 
     def _steered(self, flight: Flight, pilot: Pilot) -> bool:
@@ -297,8 +326,10 @@ class Edge:
         if decision.option is not None:
             flight.decision, flight.plan = decision, self.manifest.plan(decision.option.name)
             return True
-        here = pilot.here(left)
-        if decision.action == "drop" or here is None:
+        here = pilot.here(left) if decision.action == "local" else None
+        if here is None and self._standin is not None and self._standin.whole < left:
+            here = self._standin.plan
+        if here is None:
             late = decision.reason == LATE
             flight.error = (DeadlineMissed if late else LinkDown)(decision.reason)
             return False
@@ -371,13 +402,29 @@ class Edge:
         until = flight.captured + self.patience - (MARGIN if flight.exit is not None else 0.0)
         late = DeadlineMissed(f"no answer within {1000 * self.patience:.0f} ms")
         try:
-            arrival = flight.pending.future.result(max(0.0, until - time.monotonic()))
+            arrival = self._awaited(flight, flight.pending.future, until)
         except (FutureTimeout, CancelledError):
             flight.pending.future.cancel()
             raise late from None
         if arrival.at > until:
             raise late
         return arrival
+
+    def _awaited(self, flight: Flight, future: Future[Arrival], until: float) -> Arrival:
+        """What comes by then; where a tail can stand in, it runs as long as just that takes."""
+        if self._standin is not None:
+            begin = until - self._standin.seconds(flight) - MARGIN
+            with suppress(FutureTimeout):
+                return future.result(max(0.0, begin - time.monotonic()))
+            self._stand_in(flight)
+            if flight.local is not None:
+                return future.result(0.0)
+        return future.result(max(0.0, until - time.monotonic()))
+
+    def _stand_in(self, flight: Flight) -> None:
+        """Have the local tail answer, if it is there and can still do so in time."""
+        if self._standin is not None and flight.outputs is None:
+            self._standin.answer(flight, flight.captured + self.patience)
 
 
 def _differs(codec: Codec | Jpeg) -> TypeGuard[Codec]:

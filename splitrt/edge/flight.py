@@ -50,11 +50,15 @@ class Flight:
     beside: packet.Beside = field(default_factory=packet.Beside)
     timings: Timings = field(default_factory=Timings)
     outputs: dict[str, np.ndarray] | None = None  # answered here already
+    prepared: np.ndarray | None = None  # as the head takes it
+    features: np.ndarray | None = None  # what the local tail takes
     exit: dict[str, np.ndarray] | None = None  # the local exit's answer, to stand in
+    local: dict[str, np.ndarray] | None = None  # the local tail's, where there is no exit
+    ran: float = 0.0  # seconds that the local tail took for it
     empty: str | None = None  # why it was dropped
     verdict: Verdict | None = None
     decision: Decision | None = None  # the controller's, where it sends the frame
-    why: str | None = None  # it was not sent, in the controller's words
+    why: str | None = None  # it was not sent, in the controller's words; or nobody stands in
     pending: Pending | None = None
     parcel: Parcel | None = None  # as a keyframe
     packed: bytes | None = None  # its codes
@@ -116,13 +120,18 @@ def answered(flight: Flight, arrival: Arrival, outputs: dict[str, np.ndarray]) -
 
 
 def ended(flight: Flight, manifest: Manifest, error: SplitrtError | None) -> Result:
-    """An answer made here; by the exit in the server's stead if there is an error."""
+    """An answer made here; by exit or local tail in the server's stead if there is an error."""
     outputs, plan = flight.outputs, flight.plan.name
     if outputs is None and flight.exit is not None and flight.empty is None:
         exits = manifest.exit_plan(manifest.width(flight.plan))
         if exits is not None:
             outputs, plan = flight.exit, exits.name
-    reason = flight.empty or flight.why if error is None else str(error).splitlines()[0]
+    timings = flight.timings
+    if outputs is None and flight.local is not None and manifest.local_plan is not None:
+        outputs, plan = flight.local, manifest.local_plan.name
+        timings = replace(timings, tail=1000 * flight.ran)
+    told = [] if error is None else [str(error).splitlines()[0]]
+    reason = flight.empty or "; ".join([*told, *filter(None, [flight.why])]) or None
     total = 1000 * (time.monotonic() - flight.captured)
     return Result(
         outputs=outputs or {},
@@ -130,6 +139,6 @@ def ended(flight: Flight, manifest: Manifest, error: SplitrtError | None) -> Res
         plan=EMPTY if flight.empty else plan,
         reason=reason,
         confidence=flight.verdict.confidence if flight.verdict else None,
-        timings=replace(flight.timings, total=total),
+        timings=replace(timings, total=total),
         sent_bytes=flight.pending.sent_bytes + flight.in_vain if flight.pending else 0,
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from splitrt.core.memory import available
 from splitrt.core.shards import HUB, PLAINLY, Shards
 from splitrt.edge.decoder import CHUNK
 from splitrt.errors import LinkError, ModelError
@@ -69,7 +70,7 @@ class Group:
             folder / manifest.devices[roster.probe].folder, manifest.devices[roster.probe],
             manifest.shape.hidden, room.threads,
         )  # fmt: skip
-        self._memory = probe.spare() if room.memory is None else room.memory
+        self._memory = available() if room.memory is None else room.memory
         self._stack: Stack | None = None
         self._sizes = [size(folder, manifest, shard) for shard in range(len(manifest.devices))]
         self._where = f"{roster.address.rpartition(':')[0]}:{port}"

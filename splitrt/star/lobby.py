@@ -15,6 +15,7 @@ import grpc
 from splitrt.core.packet import reader
 from splitrt.core.shards import MOST, Shards
 from splitrt.errors import ModelError
+from splitrt.star.call import AWAY
 from splitrt.star.depot import Depot
 from splitrt.star.guest import Beat, Guest, Visit, able, failed, rhythm
 from splitrt.star.seal import Seal
@@ -23,7 +24,6 @@ from splitrt.wire import star_pb2 as wire
 logger = logging.getLogger(__name__)
 SERVICE = "splitrt.wire.star.Star"
 TICK = 0.1  # seconds between two looks at who is silent
-AWAY = 1.0  # seconds late, after which it was this process that slept
 FILES = 4  # that a spoke may be sent at once
 Gone = Callable[[Guest, str], None]
 

@@ -8,6 +8,7 @@ import logging
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -101,6 +102,7 @@ class Spoke(Device):
     mesh: whether the spokes may link to each other.  listen: where for that, by default at a free
     port of the address that the hub sees (with certificates only if it has one).  told: how others
     reach that, if not there: behind a router, its address.  timeout: seconds for all to come.
+    begun: called with it at once, so that another thread may `close` it while it waits for them.
     """
 
     def __init__(
@@ -114,26 +116,30 @@ class Spoke(Device):
         listen: str | None = None,
         told: str | None = None,
         timeout: float = 60.0,
+        begun: Callable[[Spoke], None] | None = None,
     ) -> None:
         super().__init__(device, terms, seal)
+        self._door: Door | None = None
+        if begun is not None:
+            begun(self)
         deadline = time.monotonic() + timeout
-        plug = reach(connect, self.seal, deadline)
-        own = _joint(plug.getsockname()[0], 0) if listen is None else listen
-        closed = not mesh or (self.seal.encrypted and self.seal.cert is None)
-        door = None if closed else Door(own, terms, self.seal)
+        plug = reach(connect, self.seal, deadline, self._ended)
         try:
-            hub = Line(plug, f"the hub at {connect}", terms.timeout)
-            self._joined({0: hub})
-            join(
-                hub, terms, self.seal, Guest(device, told if door is None else told or door.address)
-            )
-            self._whole(self._link, door, deadline)
+            self._joined({0: Line(plug, f"the hub at {connect}", terms.timeout)})
+            if mesh and not (self.seal.encrypted and self.seal.cert is None):
+                own = _joint(plug.getsockname()[0], 0) if listen is None else listen
+                self._door = Door(own, terms, self.seal)
+            self._whole(self._arrive, told, deadline)
         except BaseException:
             self.close()
             raise
         finally:
-            if door is not None:
-                door.close()
+            self._shut()
+
+    def close(self) -> None:
+        """Ends all lines, and the waiting for others."""
+        super().close()
+        self._shut()
 
     def broadcast(self, *, timeout: float | None = None) -> np.ndarray:
         """The hub's array, float32 [T, hidden]. timeout: seconds; None: however long it takes."""
@@ -143,11 +149,23 @@ class Spoke(Device):
         """What the hub tells. timeout: seconds; None: however long it takes."""
         return self._whole(lambda: self._in.body[: self._heard(TELL, timeout)].tobytes())
 
-    def _link(self, door: Door | None, deadline: float) -> None:
+    def _ended(self) -> bool:
+        return self._over is not None
+
+    def _shut(self) -> None:
+        if self._door is not None:
+            self._door.close()
+
+    def _arrive(self, address: str | None, deadline: float) -> None:
+        where = address if self._door is None else address or self._door.address
+        join(self.lines[0], self.terms, self.seal, Guest(self.device, where))
+        self._link(deadline)
+
+    def _link(self, deadline: float) -> None:
         told = self._told(deadline - time.monotonic())
         addresses = {int(one): where for one, where in told["addresses"].items()}
         deadline = time.monotonic() + min(told["timeout"], self.terms.timeout)
-        lines = self._others(door, addresses, deadline)
+        lines = self._others(addresses, deadline)
         words = _bytes(len(lines) == self.devices - 2)
         np.copyto(self._out.body[: len(words)], words)
         self.lines[0].send(self._out.sealed(TELL, self._number, len(words)))
@@ -157,24 +175,24 @@ class Spoke(Device):
         else:
             for line in lines.values():
                 line.close()
+            self._joined({0: self.lines[0]})
 
-    def _others(
-        self, door: Door | None, addresses: dict[int, str | None], deadline: float
-    ) -> dict[int, Line]:
+    def _others(self, addresses: dict[int, str | None], deadline: float) -> dict[int, Line]:
         """Lines to the other spokes, as far as they can be had: to lower numbers, from higher."""
         lines: dict[int, Line] = {}
-        if door is None or any(where is None for where in addresses.values()):
+        if self._door is None or any(where is None for where in addresses.values()):
             return lines
         try:
             for other in range(1, self.device):
                 where = str(addresses[other])
-                line = Line(reach(where, self.seal, deadline), f"device {other}", 2.0)
-                line.timeout = self.terms.timeout
-                lines[other] = line
+                plug = reach(where, self.seal, deadline, self._ended)
+                line = Line(plug, f"device {other}", self.terms.timeout)
+                self.lines[other] = lines[other] = line
                 join(line, self.terms, self.seal, Guest(self.device, None))
-            lines |= door.admit(set(range(self.device + 1, self.devices)), deadline)[0]
+            lines |= self._door.admit(set(range(self.device + 1, self.devices)), deadline)[0]
         except (LinkError, PacketError) as error:
-            logger.warning("device %d is in no mesh: %s", self.device, error)
+            if not self._ended():
+                logger.warning("device %d is in no mesh: %s", self.device, error)
             for line in lines.values():
                 line.close()
             return {}
@@ -260,8 +278,13 @@ class Door:
             raise LinkDown(f"{words}\nhelp: gather the star again") from error
 
 
-def reach(address: str, seal: Seal, deadline: float) -> socket.socket:
-    """A connection to host:port, encrypted if the seal says so; tried until the deadline."""
+def reach(
+    address: str, seal: Seal, deadline: float, over: Callable[[], bool] = lambda: False
+) -> socket.socket:
+    """A connection to host:port, encrypted if the seal says so; tried until the deadline.
+
+    over: whether nobody wants it any more.
+    """
     host, port = parted(address)
     context = seal.going()
     while True:
@@ -272,7 +295,7 @@ def reach(address: str, seal: Seal, deadline: float) -> socket.socket:
         except ssl.SSLError as error:
             raise Refused(f"{address}: {error}\nhelp: do ca and certificates match?") from error
         except OSError as error:
-            if left <= AGAIN:
+            if left <= AGAIN or over():
                 raise LinkDown(f"{address}: {error}\nhelp: is the hub running?") from error
             time.sleep(AGAIN)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,6 @@ from splitrt.errors import ModelError
 
 WARM, RUNS = 3, 30  # that do not count, that do
 SHORTEST, LONGEST = 0.1, 2.0  # seconds: so long it takes, and then fewer runs will do
-STATUS, MEMORY = Path("/proc/self/status"), Path("/proc/meminfo")
 
 
 def needed(one: Device) -> list[str]:
@@ -49,19 +47,3 @@ def least(call: Callable[[], object]) -> float:
         times.append(time.perf_counter() - start)
         took = time.perf_counter() - began
     return min(times)
-
-
-def spare() -> int:
-    """Bytes of memory that are free now, or could be; half of all where that is not told."""
-    told = _kibibytes(MEMORY, "MemAvailable")
-    return told or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
-def _kibibytes(path: Path, name: str) -> int:
-    """Of such a line of a file of /proc, in bytes; 0 where there is none."""
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return 0
-    found = [line.split()[1] for line in lines if line.startswith(f"{name}:")]
-    return int(found[0]) << 10 if found else 0

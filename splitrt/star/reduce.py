@@ -100,7 +100,7 @@ class Party:
     def close(self) -> None:
         """Ends all lines."""
         self._over = self._over or "it was closed"
-        for line in self.lines.values():
+        for line in tuple(self.lines.values()):
             line.close()
 
     def _reduced(self, own: np.ndarray, out: np.ndarray) -> np.ndarray:

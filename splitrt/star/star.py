@@ -6,13 +6,14 @@ import logging
 import threading
 import time
 from collections.abc import Generator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from splitrt.core.lookup import Lookup, Pace
 from splitrt.core.sample import Sampling, pick
 from splitrt.core.shards import Shards
-from splitrt.core.spoken import Difference, Place, Tally, Token, proper
+from splitrt.core.spoken import Difference, Tally, Token, proper
 from splitrt.errors import PacketError, SplitrtError
 from splitrt.star.allot import Plan
 from splitrt.star.ends import Ends
@@ -74,18 +75,20 @@ class Star:
         self._ids: list[int] = []
         self._lookup, self._pace = Lookup(), Pace()
         self._cancelled, self._answering = threading.Event(), threading.Lock()
-        self.roster = Roster(self.folder, self.manifest, listen, seal=seal, gone=self._gone)
-        try:
+        with ExitStack() as opened:
+            self.roster = opened.enter_context(
+                Roster(self.folder, self.manifest, listen, seal=seal, gone=self._gone)
+            )
             base = resident()
-            self._ends = Ends(self.folder, self.manifest, threads=room.threads, window=room.tiles)
+            self._ends = opened.enter_context(
+                Ends(self.folder, self.manifest, threads=room.threads, window=room.tiles)
+            )
             self._group = Group(
                 self.folder, self.manifest, self.roster, self._ends,
                 room=room, base=base, ways=ways or (EXACT if exact else WAYS), seal=seal,
                 port=sums_port,
             )  # fmt: skip
-        except BaseException:
-            self.roster.close()
-            raise
+            opened.pop_all()
 
     @property
     def address(self) -> str:
@@ -174,7 +177,7 @@ class Star:
             while shown < until and not self._cancelled.is_set():
                 for token in self._step(until - shown):
                     shown += 1
-                    self._count(token.where, started)
+                    self.tally = self.tally.said(token.where, time.monotonic() - started)
                     yield token
                     if token.id in self.manifest.stops:
                         return
@@ -213,13 +216,7 @@ class Star:
     def _learn(self, drafts: Sequence[int], said: Sequence[Token], seconds: float | None) -> None:
         """seconds: of the step, if it had no other rows."""
         accepted = sum(one.where == "draft" for one in said)
-        tally = self.tally
-        self.tally = replace(
-            tally,
-            requests=tally.requests + 1,
-            drafted=tally.drafted + len(drafts),
-            accepted=tally.accepted + accepted,
-        )
+        self.tally = self.tally.asked().tried(len(drafts), accepted)
         if seconds is not None:
             self._pace = self._pace.after(1 + len(drafts), accepted, seconds)
 
@@ -232,10 +229,3 @@ class Star:
         if guest.alive:  # else the roster has said so
             logger.warning("%s fails: %s", guest.name, why.splitlines()[0])
         self._group.lost(guest)
-
-    def _count(self, where: Place, started: float) -> None:
-        seconds = time.monotonic() - started
-        counts = {where: getattr(self.tally, where) + 1}
-        self.tally = replace(
-            self.tally, first=self.tally.first or seconds, seconds=seconds, **counts
-        )

@@ -13,10 +13,22 @@ from typing import Any
 
 import grpc
 
+from splitrt.core.memory import available
 from splitrt.edge.link import renamed
 from splitrt.errors import LinkDown, PacketError, Refused
 from splitrt.star import probe
-from splitrt.star.call import BEAT, GREETING, HUB, OPTIONS, PROTOCOL, SILENCE, SPOKE, fresh, trust
+from splitrt.star.call import (
+    AWAY,
+    BEAT,
+    GREETING,
+    HUB,
+    OPTIONS,
+    PROTOCOL,
+    SILENCE,
+    SPOKE,
+    fresh,
+    trust,
+)
 from splitrt.star.greet import NONCE
 from splitrt.star.meet import parted
 from splitrt.star.room import peak
@@ -28,7 +40,9 @@ from splitrt.wire.star_pb2_grpc import StarStub
 
 logger = logging.getLogger(__name__)
 SHORTEST, LONGEST = 0.02, 5.0  # seconds between beats
-ARRIVING = 60.0  # seconds for the manifest
+LEAST = 4  # beats that a hub may leave unanswered, whatever it says of its patience
+FILLING = 10.0  # seconds of its silence while the first files come and are proved
+ARRIVING = 60.0  # seconds for the manifest, and of a hub's silence at most
 QUEUED = 16  # messages for a hub that takes none, from which on beats are left out
 
 
@@ -53,7 +67,7 @@ class Stay:
         self._outbox: queue.SimpleQueue[wire.FromSpoke | None] = queue.SimpleQueue()
         self._over = threading.Event()
         self._work: Work | None = None
-        self._apart = BEAT
+        self._apart, self._silence = BEAT, FILLING
         self._heard, self._listening = time.monotonic(), False
         self._beats = threading.Thread(target=self._beat, name="star-beat", daemon=True)
         self._channel = trust(me.seal).channel(hub, OPTIONS)
@@ -93,6 +107,8 @@ class Stay:
         shelved = Shelved(place)
         try:
             self._measured(place, welcome.probe)
+            silence = SILENCE * welcome.patience_ms / 1000
+            self._silence = min(max(silence, LEAST * self._apart), ARRIVING)
             for message in self._call:
                 self._hears()
                 self._told(message, place, shelved)
@@ -134,7 +150,7 @@ class Stay:
         one = place.manifest.devices[shard]
         place.store.fill(place.folder, one, probe.needed(one), place.source, self._over)
         hidden, folder = place.manifest.shape.hidden, place.folder / one.folder
-        memory = probe.spare() if self._me.memory is None else self._me.memory
+        memory = available() if self._me.memory is None else self._me.memory
         with self._deaf():
             seconds = probe.seconds(folder, one, hidden, self._me.threads)
         able = wire.Able(seconds=seconds, memory=memory, disk=place.store.free)
@@ -169,9 +185,14 @@ class Stay:
 
     def _beat(self) -> None:
         """Say again and again that we live, and what was spent; end it if the hub does not."""
+        before = time.monotonic()
         while not self._over.wait(self._apart):
-            if self._listening and time.monotonic() - self._heard > SILENCE:
-                logger.warning("nothing was heard of %s for %g s", self.hub, SILENCE)
+            now = time.monotonic()
+            if now - before > self._apart + AWAY:  # what came meanwhile could not be heard
+                self._heard += now - before
+            before = now
+            if self._listening and now - self._heard > self._silence:
+                logger.warning("nothing was heard of %s for %g s", self.hub, self._silence)
                 self.leave()
             elif self._outbox.qsize() < QUEUED:
                 self._outbox.put(wire.FromSpoke(beat=self._spent()))

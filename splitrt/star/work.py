@@ -144,7 +144,7 @@ class Work:
             party, coming = self._party, self._coming
         if party is not None:
             party.close()
-        if not coming:  # one that still waits for others ends by itself
+        if not coming:  # one that still waited for others ends now, and by itself
             self._thread.join()
 
     @property
@@ -196,13 +196,18 @@ class Work:
             seal=place.seal,
             mesh=any(way.kind == "mesh" for way in task.ways),
             timeout=COMING,
+            begun=self._begun,
         )
         with self._lock:
+            self._coming = False
+        return party
+
+    def _begun(self, party: Spoke) -> None:
+        """From now on `stop` ends its waiting, too."""
+        with self._lock:
+            self._party = party
             if self._over.is_set():
                 party.close()
-                return None
-            self._party, self._coming = party, False
-        return party
 
     def _settle(self, party: Spoke) -> None:
         self.sum = settle(party, self.task.ways)[party.way]

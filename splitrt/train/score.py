@@ -215,7 +215,7 @@ def _plan(
     folder: Path, server: Server, plan: str, frames: Frames, right: np.ndarray, threads: int
 ) -> tuple[PlanScore, Answers]:
     pinned = None if plan == "auto" else plan
-    with Edge(folder, cloud=server.address, plan=pinned, threads=threads) as edge:
+    with Edge(folder, cloud=server.address, plan=pinned, threads=threads, standin=False) as edge:
         results = [result for _, result in edge.stream(_capture(frames))]
         timed = [edge(image) for image in frames.images[:TIMED]]
     told = [result.where is not None and result.reason is None for result in results]

@@ -174,14 +174,14 @@ def test_another_head_makes_old_frames_stale_until_the_old_one_is_back(
     with Server(current, port=0, threads=1) as server:
         with (
             Line(server.address, old) as line,
-            Edge(plain_dir, cloud=server.address, plan="f32", deadline=20) as edge,
+            Edge(plain_dir, cloud=server.address, plan="f32", deadline=20, standin=False) as edge,
         ):
             assert edge(image).where == "cloud"
             put(current, model_dir)
             server.reload()
             line.frame(1)
             assert line.get().answer.status == wire.STALE
-            with pytest.raises(Refused, match="another model"):  # it has no exit to stand in
+            with pytest.raises(Refused, match="another model"):  # nobody stands in
                 edge(image)
             with pytest.raises(grpc.RpcError) as raised:
                 Line(server.address, old)

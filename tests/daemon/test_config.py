@@ -50,6 +50,7 @@ WRONG: dict[tuple[str, ...], Any] = {
     (*MODEL, "trust", "key"): False,
     (*MODEL, "trust", "token_file"): 12,
     (*MODEL, "trust", "insecure_tokens"): 1,
+    (*MODEL, "standin"): "no",
     (*MODEL, "threads"): 0,
     (*MODEL, "provider"): ["CPU"],
     (*CAMERA, "source"): "",

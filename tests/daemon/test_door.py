@@ -143,9 +143,9 @@ def test_errors_come_as_what_an_edge_raises(house):
             remote.plan = "q4"
 
 
-def test_a_model_without_exit_raises_what_its_link_does(tmp_path, plain_dir):
+def test_a_model_without_a_stand_in_raises_what_its_link_does(tmp_path, plain_dir):
     tables = told(tmp_path, plain_dir, "127.0.0.1:9")
-    tables["models"]["small"] |= {"plan": "q8", "deadline": 0.2}
+    tables["models"]["small"] |= {"plan": "q8", "deadline": 0.2, "standin": False}
     tables["cameras"] = {}
     with running(tmp_path, tables), connect(tmp_path / "s") as remote:
         with pytest.raises(LinkError):

@@ -88,6 +88,15 @@ def test_every_plan_answers_every_size(detector_dir, address, plan, far):
                 assert np.linalg.norm(found[name] - array) <= far * np.linalg.norm(array)
 
 
+def test_every_size_is_stood_in_for_with_its_side_inputs(detector_dir):
+    with Edge(detector_dir, cloud="127.0.0.1:1", deadline=20.0, threads=1) as edge:
+        for index in range(4):
+            image, size = picture(index)
+            result = edge({"image": image, "size": size})
+            assert (result.where, result.plan) == ("edge", "local") and result.reason
+            assert_same(result.outputs, whole(image, size))
+
+
 def test_the_pictures_own_size_need_not_be_given(detector_dir, tmp_path):
     copy = tmp_path / "detector"
     shutil.copytree(detector_dir, copy)
@@ -127,7 +136,10 @@ def test_a_server_that_answers_with_another_sizes_boxes_is_not_believed(detector
         return [wire.Answer(seq=frame.seq, status=wire.OK, outputs=outputs)]
 
     image, size = picture(0)
-    with lying(answers) as liar, Edge(detector_dir, cloud=liar, plan="f32", threads=1) as edge:
+    with (
+        lying(answers) as liar,
+        Edge(detector_dir, cloud=liar, plan="f32", threads=1, standin=False) as edge,
+    ):
         with pytest.raises(PacketError, match=r"has shape \[378, 4\], \[168, 4\] wanted"):
             edge({"image": image, "size": size})
 

@@ -169,8 +169,8 @@ def test_nobody_there_is_answered_locally_with_the_reason(model_dir, image):
     assert "127.0.0.1:1" in result.reason
 
 
-def test_nobody_there_and_no_exit_raises_or_is_named(plain_dir, image):
-    with Edge(plain_dir, cloud="127.0.0.1:1", plan="f16", deadline=0.5) as edge:
+def test_nobody_there_and_nobody_to_stand_in_raises_or_is_named(plain_dir, image):
+    with Edge(plain_dir, cloud="127.0.0.1:1", plan="f16", deadline=0.5, standin=False) as edge:
         with pytest.raises(LinkDown):
             edge(image)
         ((_, result),) = edge.stream(frames(1))
@@ -191,7 +191,7 @@ def test_a_late_answer_is_not_an_answer(model_dir, plain_dir, server, image):
 
 def test_a_late_answer_without_a_stand_in_is_deadline_missed(plain_dir, image):
     with Server(plain_dir, port=0, threads=1) as server, Relay(server.address) as relay:
-        with Edge(plain_dir, cloud=relay.address, plan="f16", deadline=0.3) as edge:
+        with Edge(plain_dir, cloud=relay.address, plan="f16", deadline=0.3, standin=False) as edge:
             assert soon(lambda: next(iter(edge.stream(frames(1))))[1].where == "cloud")
             relay.rtt = 0.6
             with pytest.raises(DeadlineMissed):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +17,14 @@ import pytest
 from splitrt import LinkDown
 from splitrt.core.shards import Shards
 from splitrt.relay import Relay
+from splitrt.star import Hub, Spoke, Terms
 from splitrt.star.call import PATIENCE
 from splitrt.star.guest import Guest
 from splitrt.star.point import Point
-from tests.star.crowd import Watched
-from tests.star.toy import LONG, ROOT, Toy, process
+from splitrt.star.roster import Roster
+from splitrt.star.work import COMING
+from tests.star.crowd import LOCAL, Watched
+from tests.star.toy import LONG, ROOT, Toy, process, until
 
 
 @pytest.fixture
@@ -54,11 +59,8 @@ def test_a_stopped_spoke_is_lost_and_comes_again(watched, tmp_path, record_prope
         assert again is not ann and again.name == "ann"
 
 
-def test_a_spoke_behind_a_dead_link_is_lost_and_comes_again(
-    watched, tmp_path, monkeypatch, record_property
-):
+def test_a_spoke_behind_a_dead_link_is_lost_and_comes_again(watched, tmp_path, record_property):
     """Nothing says so: the link takes all bytes and delivers none. The spoke notices, too."""
-    monkeypatch.setattr("splitrt.star.stay.SILENCE", 3.0)
     with Relay(watched.roster.address) as relay:
         with Point(join=relay.address, layers=Toy, store=tmp_path, name="ann"):
             ann, since = only(watched), time.monotonic()
@@ -67,6 +69,50 @@ def test_a_spoke_behind_a_dead_link_is_lost_and_comes_again(
             print(f"noticed after {took:.3f} s")
             relay.hole = False
             assert only(watched) is not ann
+
+
+def test_a_spoke_notices_a_silent_hub_by_the_hubs_own_patience(star_dir, star, tmp_path, caplog):
+    """Three times as long as the hub waits for it: a hub that only paused is not left."""
+    with Roster(star_dir, star, LOCAL, patience=1.0) as roster, Relay(roster.address) as relay:
+        with Point(join=relay.address, layers=Toy, store=tmp_path, name="ann"):
+            assert roster.wait(1, LONG)
+            relay.hole = True
+            words = f"nothing was heard of {relay.address} for 3 s"
+            until(lambda: words in caplog.text, f"no word of {words!r} in {caplog.text}")
+
+
+def test_a_spoke_that_waits_for_the_others_ends_when_its_hub_does(star_dir, star, tmp_path):
+    """Nobody listens where the sums are to be made, so it waits; then its hub is gone."""
+
+    def working() -> bool:
+        return any(one.name == "star-1" for one in threading.enumerate())
+
+    with Roster(star_dir, star, LOCAL) as roster:
+        with Point(join=roster.address, layers=Toy, store=tmp_path, name="ann"):
+            (ann,) = roster.wait(1, LONG)
+            roster.hold(1, {ann: [1, 2]}, port=1, rows=4, longest=64, timeout=LONG)
+            assert working()
+            roster.close()
+            until(lambda: not working(), "it waits for others still", COMING / 2)
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_who_waits_for_the_others_can_be_ended_from_another_thread(listens):
+    """Before the hub answers its greeting, and before there is a hub at all."""
+    terms, begun, ends = Terms(devices=2, hidden=8, timeout=600.0), queue.SimpleQueue(), []
+
+    def wait() -> None:
+        with pytest.raises(LinkDown) as caught:
+            Spoke(address, terms, device=1, timeout=600.0, begun=begun.put)
+        ends.append(str(caught.value))
+
+    with Hub(LOCAL, terms) as hub:  # it listens, and never gathers
+        address = hub.address if listens else "127.0.0.1:1"
+        waiting = threading.Thread(target=wait, daemon=True)
+        waiting.start()
+        begun.get(timeout=LONG).close()
+        waiting.join(LONG)
+    assert len(ends) == 1
 
 
 def test_a_spoke_that_is_told_to_end_leaves_well(watched, tmp_path):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -275,6 +278,19 @@ def test_figures_are_there_before_the_first_text_and_after_the_last(four, tmp_pa
             next(tokens)
     assert [one.name for one in star.figures()] == ["hub"]
     tokens.close()
+
+
+def test_a_star_that_cannot_begin_leaves_no_thread_and_no_file_open(four, tmp_path):
+    made = shutil.copytree(four, tmp_path / "made")
+    for part in made.glob("*/feed-0.onnx"):
+        part.write_bytes(b"no graph")
+    before = set(threading.enumerate())
+    with pytest.raises(ModelError, match="does not load"):
+        Star(made, room=Room(window=3))
+    left = set(threading.enumerate()) - before
+    assert not [one.name for one in left if one.name in ("window", "roster", "roster-news")]
+    still = [os.readlink(one.path) for one in os.scandir("/proc/self/fd") if one.is_symlink()]
+    assert not [path for path in still if path.startswith(str(made))]
 
 
 def test_an_answer_can_be_stopped(four):

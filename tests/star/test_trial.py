@@ -47,6 +47,31 @@ def signed(folder: Path, name: str, data: bytes) -> None:
     manifest.write_text(manifest.read_text().replace(*hashes))
 
 
+class Counting:
+    """Hashes as hashlib does, and counts the bytes."""
+
+    total, real = 0, staticmethod(hashlib.sha256)
+
+    def __init__(self, data: bytes = b"") -> None:
+        self._hash = self.real()
+        self.update(data)
+
+    def update(self, data: bytes) -> None:
+        Counting.total += len(data)
+        self._hash.update(data)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._hash, name)
+
+
+def test_a_check_hashes_every_file_once(made, monkeypatch):
+    sizes = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
+    monkeypatch.setattr(Counting, "total", 0)
+    monkeypatch.setattr(hashlib, "sha256", Counting)
+    assert len(list(check(made))) > 3
+    assert Counting.total == sizes
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_trials_logits_are_those_of_transformers(tmp_path, family):
