@@ -6,7 +6,7 @@ FROM nvidia/cuda:12.8.1-runtime-ubuntu24.04
 RUN apt-get update \
     && apt-get install -y --no-install-recommends python3 python3-venv \
     && rm -rf /var/lib/apt/lists/*
-RUN useradd --system --create-home splitrt
+RUN useradd --uid 10001 --create-home splitrt
 WORKDIR /opt/splitrt
 COPY pyproject.toml README.md LICENSE ./
 COPY splitrt splitrt
@@ -17,6 +17,7 @@ RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir '.[clo
 USER splitrt
 EXPOSE 50700
 STOPSIGNAL SIGTERM
+# Without a shell: it is process 1, and SIGTERM reaches it. In Kubernetes: deploy/kubernetes.yaml.
 # Tokens and TLS: --tokens, --tls-cert, --tls-key, --client-ca; without them keep it inside a tunnel.
 ENTRYPOINT ["/opt/venv/bin/splitrt", "serve", "--host", "0.0.0.0", "--port", "50700"]
 CMD ["/models"]

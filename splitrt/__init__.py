@@ -17,6 +17,7 @@ from splitrt.edge.edge import Edge
 from splitrt.edge.pan import Pan
 from splitrt.edge.pilot import Caps
 from splitrt.edge.source import source
+from splitrt.edge.trace import traced
 from splitrt.edge.trust import Trust
 from splitrt.errors import (
     DeadlineMissed,
@@ -62,4 +63,5 @@ __all__ = [
     "connect",
     "found",
     "source",
+    "traced",
 ]

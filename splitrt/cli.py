@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from splitrt import cli_chat, cli_daemon, cli_demo, cli_frigate, cli_star, shown
+from splitrt import cli_chat, cli_daemon, cli_demo, cli_fleet, cli_frigate, cli_star, shown
 from splitrt.errors import SplitrtError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ NEEDS = {
     "grpc_reflection": "cloud", "prometheus_client": "daemon",
     "matplotlib": "train", "onnx": "train", "tomli_w": "train",
     "tokenizers": "chat", "jinja2": "chat", "starlette": "chat", "uvicorn": "chat",
-    "zmq": "frigate",
+    "zmq": "frigate", "ray": "ray",
 }  # fmt: skip
 
 LANGUAGE = {"cut", "exits", "weights", "resume", "codec", "longest"}  # options of `split`
@@ -60,6 +60,10 @@ Beside = Annotated[
 ]
 
 
+Trace = Annotated[
+    bool,
+    typer.Option("--trace", help="Spans to OpenTelemetry, as its OTEL_* variables say."),
+]
 Picture = Annotated[
     str | None, typer.Option(help="The --side that is a picture's height and width as it came.")
 ]
@@ -223,6 +227,7 @@ def score(
 
 @app.command()
 def serve(
+    context: typer.Context,
     folder: Folder,
     port: int = 50700,
     host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
@@ -232,6 +237,10 @@ def serve(
     frames_per_second: Annotated[float | None, typer.Option(help="Of each device.")] = None,
     bytes_per_second: Annotated[float | None, typer.Option(help="Of each device.")] = None,
     grace: Annotated[float, typer.Option(help="Seconds for what is in flight at the end.")] = 5.0,
+    max_age: Annotated[
+        float | None,
+        typer.Option(help="Seconds after which a device is sent on to another server."),
+    ] = None,
     watch: Annotated[bool, typer.Option(help="Take up changed files (so does SIGHUP).")] = False,
     tls_cert: Annotated[Path | None, typer.Option(help="The server's certificate, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
@@ -249,31 +258,47 @@ def serve(
     ] = None,
     ttl: Annotated[float, typer.Option(help="Seconds a session is kept without a call.")] = 300.0,
     metrics_port: Annotated[
-        int | None, typer.Option(help="For Prometheus, on this machine; 0 takes a free one.")
+        int | None, typer.Option(help="For Prometheus and probes; 0 takes a free one.")
     ] = None,
+    metrics_host: Annotated[
+        str, typer.Option(help="0.0.0.0 lets other machines read them: figures, no devices' names.")
+    ] = "127.0.0.1",
     reflection: Annotated[
         bool, typer.Option("--reflection", help="Tell clients such as grpcurl what there is.")
     ] = False,
+    trace: Trace = False,
+    ray: cli_fleet.Ray = False,
+    ray_address: cli_fleet.Address = "local",
+    replicas: cli_fleet.Replicas = "2",
+    busy: cli_fleet.Busy = 8.0,
+    stock_port: cli_fleet.Stock = None,
 ) -> None:
     """Run the server's half until it is interrupted; then answer what is in flight and end."""
     import logging
 
+    # While it loads, too: a container's first process has to handle it, or the kernel drops it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     from splitrt.cloud import Guard, Quota, Room, Seen, Server
+    from splitrt.core.trace import exporting
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
-    with Server(
-        folder,
-        port=port,
-        host=host,
-        tails=tail or (),
-        device=device,
-        threads=threads,
-        guard=Guard(tls_cert, tls_key, client_ca, tokens, insecure_tokens),
-        quota=Quota(frames_per_second, bytes_per_second),
-        grace=grace,
-        room=Room(kv_tokens, ttl),
-        seen=Seen(metrics_port, reflection),
-    ) as server:
+    options: dict[str, Any] = {
+        "host": host,
+        "tails": tail or (),
+        "device": device,
+        "threads": threads,
+        "guard": Guard(tls_cert, tls_key, client_ca, tokens, insecure_tokens),
+        "quota": Quota(frames_per_second, bytes_per_second),
+        "grace": grace,
+        "max_age": max_age,
+        "room": Room(kv_tokens, ttl),
+        "seen": Seen(metrics_port, reflection, metrics_host, trace),
+    }
+    if ray:
+        cli_fleet.serve(folder, options, (ray_address, port, stock_port), (replicas, busy), watch)
+        return
+    cli_fleet.alone(context)
+    with exporting("splitrt-serve", trace), Server(folder, port=port, **options) as server:
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, lambda *_: server.stop())
         signal.signal(signal.SIGHUP, lambda *_: server.reload_soon())
@@ -293,9 +318,7 @@ def edge(
             help="A folder, a picture, a video, pan:photo.jpg, /dev/video0, rtsp://…, csi://0."
         ),
     ],
-    cloud: Annotated[
-        str | None, typer.Option(help="The server's host:port; several with commas.")
-    ] = None,
+    cloud: cli_chat.Cloud = None,
     deadline: Annotated[float | None, typer.Option(help="Seconds a frame may take.")] = None,
     plan: Annotated[
         list[str] | None,
@@ -337,38 +360,44 @@ def edge(
         ),
     ] = True,
     threads: Annotated[int | None, typer.Option(help="Of ONNX Runtime.")] = None,
+    trace: Trace = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Run the device's half over pictures or a camera; a line for every frame."""
+    from splitrt.core.trace import exporting
     from splitrt.edge.edge import Edge
     from splitrt.edge.pilot import Caps
     from splitrt.edge.source import source as opened
+    from splitrt.edge.trace import traced
     from splitrt.edge.trust import Trust
 
     trust = Trust(tls_ca, cert, key, cli_chat.secret(token_file, "SPLITRT_TOKEN"), insecure_tokens)
-    for name in plan or ["auto"]:
-        pin = None if name == "auto" else name
-        with Edge(
-            folder,
-            cloud=cloud,
-            deadline=deadline,
-            plan=pin,
-            filter=filter,
-            tails=tail or (),
-            temporal=keyframe if temporal else False,
-            similar=_similar(similar, interval),
-            caps=Caps(bytes=bytes_per_second),
-            trust=trust,
-            standin=standin,
-            threads=threads,
-        ) as device:
-            for _ in range(repeat):
-                with opened(source) as frames:
-                    for frame, result in device.stream(frames, inflight=inflight):
-                        size = frame.image.shape[0], frame.image.shape[1]
-                        answer, further = shown.seen(device.manifest, result, size)
-                        line = shown.json_line if as_json else shown.line
-                        print(line(frame.name, name, answer, result, further), flush=True)
+    with exporting("splitrt-edge", trace):
+        for name in plan or ["auto"]:
+            pin = None if name == "auto" else name
+            with Edge(
+                folder,
+                cloud=cloud,
+                deadline=deadline,
+                plan=pin,
+                filter=filter,
+                tails=tail or (),
+                temporal=keyframe if temporal else False,
+                similar=_similar(similar, interval),
+                caps=Caps(bytes=bytes_per_second),
+                trust=trust,
+                standin=standin,
+                threads=threads,
+            ) as device:
+                if trace:
+                    traced(device)
+                for _ in range(repeat):
+                    with opened(source) as frames:
+                        for frame, result in device.stream(frames, inflight=inflight):
+                            size = frame.image.shape[0], frame.image.shape[1]
+                            answer, further = shown.seen(device.manifest, result, size)
+                            line = shown.json_line if as_json else shown.line
+                            print(line(frame.name, name, answer, result, further), flush=True)
 
 
 app.command()(cli_chat.exits)

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from splitrt.edge.trust import Trust
 
 Folder = Annotated[Path, typer.Argument(help="A language model's directory.", metavar="DIR")]
-Cloud = Annotated[str | None, typer.Option(help="The server's host:port; several with commas.")]
+Cloud = Annotated[
+    str | None,
+    typer.Option(help="The server's host:port; several with commas; dns:///name:port."),
+]
 Mode = Annotated[
     str | None,
     typer.Option(

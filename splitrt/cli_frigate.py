@@ -14,9 +14,7 @@ from splitrt import cli_chat
 
 def frigate(
     folder: Annotated[Path, typer.Argument(help="A detector's directory.", metavar="DIR")],
-    cloud: Annotated[
-        str | None, typer.Option(help="The server's host:port; several with commas.")
-    ] = None,
+    cloud: cli_chat.Cloud = None,
     bind: Annotated[
         str, typer.Option(help="Where Frigate asks: tcp://127.0.0.1:5555, or ipc:///a/path.")
     ] = "tcp://127.0.0.1:5555",

@@ -19,6 +19,7 @@ OURS = {
     "star": {"errors", "wire", "core", "edge", "star"},
     "daemon": {"errors", "wire", "core", "edge", "daemon"},
     "cloud": {"errors", "wire", "core", "cloud"},
+    "fleet": {"errors", "wire", "core", "cloud", "fleet"},
     "train": {"errors", "core", "train"},
 }
 OTHERS = {
@@ -30,19 +31,25 @@ OTHERS = {
         "numpy", "torch", "grpc", "grpc_health", "grpc_reflection", "google", "prometheus_client",
         "safetensors",
     },
+    "fleet": {"grpc", "google"},
     "train": {
         "numpy", "torch", "onnx", "PIL", "matplotlib", "pydantic", "rich", "safetensors", "tomli_w",
         "tokenizers", "zstandard",
     },
 }  # fmt: skip
-# What needs the extras `chat`, `frigate` and `daemon` is kept to its own files.
+# What needs the extras `chat`, `frigate`, `daemon`, `trace` and `ray` is kept to its own files.
 EXTRA = {
+    "core/spans.py": {"opentelemetry"},
     "daemon/meters.py": {"prometheus_client"},
     "edge/api.py": {"starlette", "uvicorn"},
     "edge/frigate.py": {"zmq"},
     "edge/template.py": {"jinja2"},
     "edge/tokens.py": {"tokenizers"},
+    "edge/trace.py": {"opentelemetry"},
     "edge/wish.py": {"pydantic"},
+    "fleet/book.py": {"ray"},
+    "fleet/fleet.py": {"ray"},
+    "fleet/replica.py": {"grpc_health", "ray"},
 }
 # The wire is public too: protos/ says what any client may send; `served` starts the demos' server.
 PUBLIC = (
@@ -102,12 +109,21 @@ def test_benchmarks_and_recipes_use_public_names_only():
                     assert public or pure or inner, path
 
 
-def test_importing_splitrt_imports_no_torch_no_cv2_and_nothing_of_chat_or_metrics():
+def test_importing_splitrt_imports_no_torch_no_cv2_and_nothing_of_chat_metrics_or_traces():
     code = (
         "import sys, splitrt, splitrt.cli;"
         "heavy = ('torch', 'cv2', 'onnx', 'tokenizers', 'jinja2', 'starlette', 'uvicorn', 'zmq',"
-        "'prometheus_client');"
+        "'prometheus_client', 'opentelemetry');"
         "print([name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_what_rays_own_processes_import_is_small():
+    code = (
+        "import sys, splitrt.fleet.book, splitrt.fleet.ingress, splitrt.fleet.scale;"
+        "print([name for name in ('ray', 'torch', 'splitrt.cloud') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -71,9 +71,9 @@ class Found:
 class Device:
     """A process that sends frames and says how each ended, until it is told to stop."""
 
-    def __init__(self, kind: str, address: str, prefix: list[str]) -> None:
+    def __init__(self, kind: str, address: str, prefix: list[str], fps: float = RATE) -> None:
         self.kind, self.rows = kind, []
-        words = [sys.executable, __file__, "--device", kind, "--at", address]
+        words = [sys.executable, __file__, "--device", kind, "--at", address, "--fps", str(fps)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen([*prefix, *words], **pipes)
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -107,10 +107,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the findings there, too")
     parser.add_argument("--device", choices=["splitrt", "plain", "echo"], help=argparse.SUPPRESS)
     parser.add_argument("--at", help=argparse.SUPPRESS)
+    parser.add_argument("--fps", type=float, default=RATE, help=argparse.SUPPRESS)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is cleaned up
     if options.device:
-        {"splitrt": frames, "plain": calls, "echo": echo}[options.device](options.at)
+        if options.device == "splitrt":
+            frames(options.at, options.fps)
+        else:
+            {"plain": calls, "echo": echo}[options.device](options.at)
         return
     found = []
     for path in options.path or ["relay", "namespaces"]:
@@ -218,7 +222,7 @@ def readable(one: Found) -> str:
     )
 
 
-def frames(address: str) -> None:
+def frames(address: str, fps: float) -> None:
     """The device of splitrt: photographs that its gate sends on, as a stream."""
     over = stopped()
     with Edge(MODEL, cloud=address, deadline=DEADLINE, threads=1) as edge:
@@ -227,7 +231,7 @@ def frames(address: str) -> None:
         sent = [one for one in shots if edge(one.image).sent_bytes] or shots
 
         def source() -> Iterator[Frame]:
-            for index, now in paced(over):
+            for index, now in paced(over, fps):
                 yield replace(sent[index % len(sent)], index=index, captured=now)
 
         for frame, result in edge.stream(source()):
@@ -301,11 +305,11 @@ def serving(command: list[str]) -> Iterator[str]:
         process.wait()
 
 
-def paced(over: threading.Event) -> Iterator[tuple[int, float]]:
-    """(number, time.monotonic()) RATE times a second, until it is over."""
+def paced(over: threading.Event, fps: float = RATE) -> Iterator[tuple[int, float]]:
+    """(number, time.monotonic()) so many times a second, until it is over."""
     begun = time.monotonic()
     for index in itertools.count():
-        if over.wait(max(0.0, begun + index / RATE - time.monotonic())):
+        if over.wait(max(0.0, begun + index / fps - time.monotonic())):
             return
         yield index, time.monotonic()
 

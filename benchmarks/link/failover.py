@@ -1,6 +1,7 @@
-"""What does a device lose when its server is killed and another one is there?
+"""What does a device lose when its server is killed, or updated, and another one is there?
 
 python benchmarks/link/failover.py --kills 6 --json FILE
+python benchmarks/link/failover.py --rolling --kills 8 --fps 60 --json FILE
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from blackhole import DEADLINE, LEAD, MODEL, START, Device, Row, wait
+from blackhole import DEADLINE, LEAD, MODEL, RATE, START, Device, Row, wait
 
 PATIENCE = 30.0  # seconds in which the other server must have answered
 TRAIL = 2.0  # seconds of frames after that
@@ -74,24 +75,33 @@ class Killable:
         self.process.kill()
         self.process.wait()
 
+    def end(self) -> None:
+        """SIGTERM, as an update does it."""
+        self.process.terminate()
+        if self.process.wait(START):
+            sys.exit(f"error: a server ended with status {self.process.returncode}")
+
 
 def main() -> None:
-    """The server that answers is killed, later comes back, and it is the other one's turn."""
+    """The server that answers goes, later comes back, and it is the other one's turn."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=6)
     parser.add_argument("--devices", type=int, default=2)
+    parser.add_argument("--rolling", action="store_true", help="SIGTERM in the place of SIGKILL")
+    parser.add_argument("--fps", type=float, default=RATE, help="of each device")
     parser.add_argument("--json", type=Path, help="write the findings there, too")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is cleaned up
     servers, devices, kills = [Killable(), Killable()], [], []
     addresses = ",".join(f"127.0.0.1:{server.port}" for server in servers)
     try:
-        devices += [Device("splitrt", addresses, []) for _ in range(options.devices)]
+        devices += [Device("splitrt", addresses, [], options.fps) for _ in range(options.devices)]
         for number in range(options.kills):
             if not answered(devices, time.monotonic(), LEAD, START):
                 sys.exit("error: no answers before a kill")
             kills.append(time.monotonic())
-            servers[number % 2].kill()
+            server = servers[number % 2]
+            server.end() if options.rolling else server.kill()
             if not answered(devices, kills[-1] + DEADLINE, 1, PATIENCE):
                 sys.exit(f"error: nobody answered for {PATIENCE:.0f} s after a kill")
             time.sleep(TRAIL)
@@ -102,7 +112,7 @@ def main() -> None:
         for one in [*devices, *servers]:
             one.kill()
     found = judged(devices, kills)
-    print(readable(found))
+    print(readable(found, "restarts" if options.rolling else "kills"))
     if options.json:
         options.json.write_text(json.dumps(asdict(found), indent=2) + "\n")
 
@@ -142,14 +152,15 @@ def judged_one(number: int, rows: list[Row], killed: float) -> Kill:
     )
 
 
-def readable(one: Found) -> str:
+def readable(one: Found, what: str) -> str:
     without = sorted(kill.without_s for kill in one.kills)
     here = sorted(kill.edge for kill in one.kills)
     lost = sum(kill.none for kill in one.kills)
     return (
-        f"{len(without)} kills: the other server's first answer after {without[0]:.2f} to "
+        f"{len(without)} {what}: the other server's first answer after {without[0]:.2f} to "
         f"{without[-1]:.2f} s (median {without[len(without) // 2]:.2f}); {here[0]} to {here[-1]} "
-        f"frames a kill answered by the device, {lost} by nobody; {one.late} of {one.frames} "
+        f"frames each time answered by the device, {lost} by nobody; of all {one.edge} by the "
+        f"device, {one.none} by nobody; {one.late} of {one.frames} "
         f"frames late (latest {one.latest_ms:,.0f} ms), "
         f"{'each ended once' if one.accounted else 'NOT ALL ACCOUNTED FOR'}"
     )

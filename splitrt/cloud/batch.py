@@ -40,6 +40,7 @@ class Job:
     base: the frame it is a difference to, 0 for none.  kept: where such frames are, if anywhere.
     size, side: of the picture and beside the payload, checked, where the model takes them.
     tails: digests that the device holds, of the tails that are to answer.
+    opened: the payload is packed bytes already, as many as there have to be.
     """
 
     seq: int
@@ -53,6 +54,7 @@ class Job:
     size: tuple[int, int] | None = None
     side: Sequence[np.ndarray] = ()
     tails: tuple[bytes, ...] = ()
+    opened: bool = False
 
     def refuse(self, status: wire.Status, detail: str, retry_after_ms: int = 0) -> None:
         self.reply(packet.refusal(self.seq, status, detail, retry_after_ms))
@@ -302,6 +304,8 @@ def _opened(job: Job, tail: Tail, ends: float) -> bytes | wire.Answer:
         return packet.refusal(job.seq, wire.EXPIRED, "the deadline passed in the queue")
     if job.tails and tail.answering(job.tails) is None:
         return packet.refusal(job.seq, wire.STALE, "another revision came while it waited")
+    if job.opened:
+        return job.payload
     try:
         if not job.base:
             return tail.open(job.plan, job.payload, job.size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -20,6 +21,8 @@ PADDING = 1 << 10  # bytes of a ping
 PINGS = 20.0  # a second
 PING_BURST = 40.0
 LAST_WRITE = 1.0  # seconds, before a stream that is broken off
+JITTER = 0.1  # of a stream's age: who came together does not leave together
+QUIET = 0.1  # seconds without a message, after which a stream may end though nobody agreed to it
 
 Refusal: TypeAlias = "tuple[grpc.StatusCode, str]"
 
@@ -29,8 +32,10 @@ class Call:
 
     def __init__(self, reception: Reception, device: str, context: Any) -> None:
         self.reception, self.device, self.context = reception, device, context
+        self.moves = self._asked = False  # the device understands `leave`; it was told
         self.inflight = 0  # whose answers were not written: who reads none holds but few
-        self.stirred = time.monotonic()  # when something last came or was answered
+        self.began = self.stirred = time.monotonic()  # stirred: something came or was answered
+        self.share = random.uniform(1 - JITTER, 1 + JITTER)  # of the age at which it is sent on
         self._outbox: asyncio.Queue[Any] = asyncio.Queue()
         self._broken: Refusal | None = None
         self._ended = False  # nothing more is read
@@ -62,6 +67,17 @@ class Call:
         if not isinstance(message, kind) or message.WhichOneof("kind") not in names:
             await self.context.abort(grpc.StatusCode.INVALID_ARGUMENT, words)
         return message
+
+    def part(self) -> None:
+        """Ask the device to go to another server; end one that does not know how when it is quiet.
+
+        It sends on until it has read that, and what it sent is answered: nothing is lost.
+        """
+        if not self.moves and self.quiet(QUIET):
+            self.leave()
+        if self.moves and not self._asked:
+            self._asked = True
+            self._outbox.put_nowait(self._leave())
 
     def leave(self) -> None:
         """Read no more; what is in flight is still answered."""
@@ -99,6 +115,10 @@ class Call:
 
     async def _read(self) -> None:
         """Take what comes until the device ends, or must be stopped."""
+        raise NotImplementedError
+
+    def _leave(self) -> Any:
+        """The message that asks the device to go on."""
         raise NotImplementedError
 
     def _answers(self, message: Any) -> bool:

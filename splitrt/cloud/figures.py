@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -45,9 +46,11 @@ class Figures:
 
     taken: bytes of payloads.  failed: frames whose status was not OK, and their seconds.  total:
     seconds from arrival to answer of the others, of which they waited in `queue`, and their batch
-    took `open` to check and decompress and `compute` to run.  last: time.time().
+    took `open` to check and decompress and `compute` to run.  last: time.time().  codes: frames by
+    their plan's codec, "" where the manifest has no such plan, and by their status.
     """
 
+    codes: Counter[tuple[str, str]] = field(default_factory=Counter)
     taken: int = 0
     failed: int = 0
     failed_s: float = 0.0
@@ -58,8 +61,9 @@ class Figures:
     compute: Histogram = field(default_factory=Histogram)
     batches: dict[int, Batches] = field(default_factory=dict)
 
-    def add(self, answer: wire.Answer, seconds: float, size: int) -> None:
+    def add(self, answer: wire.Answer, seconds: float, size: int, codec: str = "") -> None:
         """One frame's answer, that time after its payload of so many bytes came."""
+        self.codes[codec, wire.Status.Name(answer.status)] += 1
         self.taken += size
         if answer.status != wire.OK:
             self.failed += 1

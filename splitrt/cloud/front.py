@@ -17,7 +17,9 @@ from splitrt.cloud.kept import Kept, Shelf
 from splitrt.cloud.reception import Reception
 from splitrt.cloud.stream import Stream
 from splitrt.cloud.tail import Tail
+from splitrt.cloud.trace import Tracer
 from splitrt.core import packet
+from splitrt.core.trace import marked
 from splitrt.errors import ModelMismatch, PacketError
 from splitrt.wire import tail_pb2 as wire
 
@@ -38,8 +40,15 @@ class Front(Reception):
         guard: Guard,
         tokens: Tokens | None,
         quota: Quota,
+        room: int,
+        max_age: float | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
-        super().__init__(max_inflight=max_inflight, guard=guard, tokens=tokens, quota=quota)
+        super().__init__(
+            max_inflight=max_inflight, guard=guard, tokens=tokens, quota=quota, max_age=max_age
+        )
+        self.room = room  # bytes that a message may have
+        self._tracer = tracer
         self.batcher = Batcher(tail, largest=tail.enough(max_batch), deliver=self._deliver)
         self.shelf = shelf(tail)
         self._alone = 0  # unary frames that are not answered yet
@@ -104,10 +113,37 @@ class Front(Reception):
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
             raise
 
+    def carried(self, context: Any) -> bytes:
+        """The trace that the metadata of a call name, as a frame carries it."""
+        return b"" if self._tracer is None else self._tracer.carried(context)
+
+    def awaited(self, frame: wire.Frame, reply: Reply, wanted: Sequence[bytes]) -> Reply:
+        """`reply` for a frame that comes now; its answer is counted, and traced where it asks."""
+        models = self.models(wanted)
+        if self._tracer is not None and frame.trace:
+            reply = self._tracer.followed(reply, frame.trace, models)
+        return self.tally.awaited(reply, models, len(frame.payload), self._codec(frame))
+
+    def _codec(self, frame: wire.Frame) -> str:
+        """Of the frame's plan, by name; empty if the manifest has no such plan."""
+        try:
+            return packet.plan_of(self.batcher.tail.manifest, frame).codec or ""
+        except PacketError:
+            return ""
+
     def admit(
-        self, frame: wire.Frame, reply: Reply, wanted: tuple[bytes, ...], kept: Kept | None = None
+        self,
+        frame: wire.Frame,
+        reply: Reply,
+        wanted: tuple[bytes, ...],
+        kept: Kept | None = None,
+        *,
+        opened: bool = False,
     ) -> None:
-        """Check a frame and queue it; `reply` is called once, on the loop."""
+        """Check a frame and queue it; `reply` is called once, on the loop.
+
+        opened: its payload is what the codec would make of it, and is known to have its size.
+        """
         arrived, tail = time.monotonic(), self.batcher.tail
         if tail.answering(wanted) is None:
             reply(packet.refusal(frame.seq, wire.STALE, "another revision is served by now"))
@@ -116,6 +152,7 @@ class Front(Reception):
             plan = packet.plan_of(tail.manifest, frame)
             size = packet.size_of(tail.manifest, frame)
             side = packet.side_of(tail.manifest, frame)
+            marked(frame.trace)
         except PacketError as error:
             reply(packet.refusal(frame.seq, wire.INVALID, str(error)))
             return
@@ -132,6 +169,7 @@ class Front(Reception):
                 size=size,
                 side=side,
                 tails=wanted,
+                opened=opened,
             )
         )
 
@@ -147,33 +185,35 @@ class Front(Reception):
                 grpc.StatusCode.INVALID_ARGUMENT, "not a Request with hello and frame"
             )
         wanted, frame = await self.agree(request.hello, context), request.frame
+        frame.trace = frame.trace or self.carried(context)
         if retry_ms := self.over_quota(device, frame.ByteSize(), time.monotonic()):
             words = "more than this device's quota"
             answer = packet.refusal(frame.seq, wire.BUSY, words, retry_ms)
-            self.tally.awaited(lambda _: None, self.models(wanted), len(frame.payload))(answer)
+            self.awaited(frame, lambda _: None, wanted)(answer)
         else:
             [answer] = await self.answers([frame], wanted)
         answer.waiting = self.batcher.waiting
         return answer
 
     async def answers(
-        self, frames: Sequence[wire.Frame], wanted: tuple[bytes, ...]
+        self, frames: Sequence[wire.Frame], wanted: tuple[bytes, ...], *, opened: bool = False
     ) -> list[wire.Answer]:
-        """The answers to frames that came in one call, in their order."""
+        """The answers to frames that came in one call, in their order.
+
+        opened: their payloads are what the codec would make of them.
+        """
         self._alone += 1
         try:
-            return await asyncio.gather(*[self._queued(frame, wanted) for frame in frames])
+            return await asyncio.gather(*[self._queued(frame, wanted, opened) for frame in frames])
         finally:
             self._alone -= 1
 
-    def _queued(self, frame: wire.Frame, wanted: tuple[bytes, ...]) -> asyncio.Future[wire.Answer]:
+    def _queued(
+        self, frame: wire.Frame, wanted: tuple[bytes, ...], opened: bool
+    ) -> asyncio.Future[wire.Answer]:
         future: asyncio.Future[wire.Answer] = self.loop.create_future()
-        reply = self.tally.awaited(
-            lambda one: future.done() or future.set_result(one),
-            self.models(wanted),
-            len(frame.payload),
-        )
-        self.admit(frame, reply, wanted)
+        reply = self.awaited(frame, lambda one: future.done() or future.set_result(one), wanted)
+        self.admit(frame, reply, wanted, opened=opened)
         return future
 
     def _deliver(self, answers: Sequence[tuple[Reply, wire.Answer]]) -> None:

@@ -4,56 +4,77 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
 from typing import Any
 
 import grpc
 
 from splitrt.cloud.admit import Quota, Quotas
-from splitrt.cloud.call import Call
+from splitrt.cloud.call import JITTER, Call
 from splitrt.cloud.identity import Guard, Stranger, Tokens, identify
 from splitrt.cloud.tally import Tally
 
 IDLE = 300.0  # seconds in which a device must say something
 WATCH = 1.0  # seconds between two looks at who is idle
-QUIET = 0.1  # seconds without a frame, after which a closing server ends a stream
+STUCK = 3.0  # seconds in which the loop must come to something new
+TICK = 0.02  # seconds between two looks at who has not left yet
 
 
 class Reception:
     """All devices' calls. Everything here runs on the server's loop."""
 
     def __init__(
-        self, *, max_inflight: int, guard: Guard, tokens: Tokens | None, quota: Quota
+        self,
+        *,
+        max_inflight: int,
+        guard: Guard,
+        tokens: Tokens | None,
+        quota: Quota,
+        max_age: float | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.max_inflight, self.guard, self.tokens = max_inflight, guard, tokens
         self.streams: set[Call] = set()
         self.tally = Tally()
         self.closing = self.refusing = False
+        self.max_age = math.inf if max_age is None else max_age
         self._quotas = Quotas(quota)
 
     async def watch(self) -> None:
-        """Break off who says nothing for too long; for ever."""
+        """Break off who says nothing for too long, send on who is here for long enough; for ever.
+
+        Not by gRPC's own max_connection_age: a stream that lasts outlives it, or, with a grace, is
+        cut together with what is in flight.
+        """
         while True:
-            await asyncio.sleep(WATCH)
+            await asyncio.sleep(min(WATCH, max(TICK, self.max_age * JITTER)))
             for stream in tuple(self.streams):
-                if time.monotonic() - stream.stirred > IDLE:
+                now = time.monotonic()
+                if now - stream.stirred > IDLE:
                     words = f"nothing for {IDLE:.0f} s"
                     stream.break_off(grpc.StatusCode.DEADLINE_EXCEEDED, words)
+                elif now - stream.began > self.max_age * stream.share:
+                    stream.part()
+
+    def send_on(self, count: int) -> None:
+        """Ask so many devices, those that are here longest, to go on to another server."""
+        for stream in sorted(self.streams, key=lambda stream: stream.began)[:count]:
+            stream.part()
 
     async def drain(self, grace: float) -> None:
-        """End each stream when it is quiet, so that nothing is lost; all after `grace` seconds.
+        """Ask each device to go on to another server, so that nothing is lost; in `grace` seconds.
 
-        For half of that time devices are served as ever; then they are refused, so that those
-        that follow `retry_after_ms` fall quiet.
+        A device that does not know how is left when it is quiet. For half of the time devices are
+        served as ever; then they are refused, so that those that follow `retry_after_ms` fall
+        quiet. In the end all are left.
         """
         self.closing, started = True, time.monotonic()
         while self._busy and (passed := time.monotonic() - started) < grace:
             self.refusing = passed > grace / 2
             for stream in tuple(self.streams):
-                if stream.quiet(QUIET):
-                    stream.leave()
-            await asyncio.sleep(QUIET / 5)
+                stream.part()
+            await asyncio.sleep(TICK)
         for stream in tuple(self.streams):
             stream.leave()
 
@@ -76,6 +97,15 @@ class Reception:
         if not self._quotas.limited:
             return 0
         return math.ceil(1000 * self._quotas.wait(device, size, now, frames))
+
+    def turns(self) -> bool:
+        """Whether calls are taken in and answered now; asked from another thread."""
+        turned = threading.Event()
+        try:
+            self.loop.call_soon_threadsafe(turned.set)
+        except RuntimeError:  # the loop has ended
+            return False
+        return turned.wait(STUCK)
 
     @property
     def waiting(self) -> int:

@@ -1,12 +1,16 @@
-"""The server's figures for Prometheus, on a port of this machine alone."""
+"""The server's figures for Prometheus, and whether it is well, on a port beside the devices'."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import socket
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
+from socketserver import ThreadingMixIn
 from typing import Any, Protocol
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -18,7 +22,7 @@ from splitrt.cloud.figures import Figures, Histogram
 from splitrt.cloud.tally import Tally
 from splitrt.errors import LinkError
 
-HOST = "127.0.0.1"  # whoever is to read it from elsewhere puts a proxy before it
+PATIENCE = 5.0  # seconds for a request to come
 TIMES = {
     "request": "From arrival to answer.",
     "queue": "Wait for the batch.",
@@ -28,39 +32,66 @@ TIMES = {
 
 
 class Counted(Protocol):
-    """All calls of a server, as they are counted."""
+    """All calls of a server, as they are counted. closing: it takes no more devices."""
 
     tally: Tally
+    closing: bool
 
     @property
     def gauges(self) -> Mapping[str, int]:
         """What there is now, by name."""
 
+    def turns(self) -> bool:
+        """Whether calls are taken in and answered now."""
+
 
 class Scrape:
-    """Answers Prometheus from a thread of its own until closed. LinkError if the port is taken."""
+    """Answers Prometheus, and probes, from threads of its own until closed.
 
-    def __init__(self, port: int, front: Counted) -> None:
-        self._front = front
+    /metrics; /healthz and /readyz: 200, or 503 from a server that is stuck, or, for the second,
+    that closes. They are plain HTTP, whatever the devices' port wants of its guests. LinkError if
+    the port is taken.
+    """
+
+    def __init__(self, host: str, port: int, front: Counted) -> None:
+        self._front, self._host = front, host.strip("[]")
         registry = CollectorRegistry()
         registry.register(self)
         ProcessCollector(registry=registry)
+        self._metrics = make_wsgi_app(registry)
         try:
-            self._server, self._thread = start_http_server(port, HOST, registry)
+            self._server = make_server(self._host, port, self._page, _served(self._host), Silent)
         except (OSError, OverflowError) as error:
-            taken = f"{HOST}:{port} cannot be bound for metrics\nhelp: another port, or 0"
+            taken = f"{host}:{port} cannot be bound for metrics\nhelp: another port, or 0"
             raise LinkError(taken) from error
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, name="metrics", daemon=True
+        )
+        self._thread.start()
 
     @property
     def address(self) -> str:
         """host:port of the page /metrics."""
-        return f"{HOST}:{self._server.server_port}"
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"{host}:{self._server.server_port}"
 
     def close(self) -> None:
         """Answer no more."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+    def _page(self, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if path == "/metrics":
+            return self._metrics(environ, start)
+        if path in ("/healthz", "/readyz"):
+            well = self._front.turns() and not (path == "/readyz" and self._front.closing)
+            status, words = ("200 OK", b"ok\n") if well else ("503 Service Unavailable", b"no\n")
+        else:
+            status, words = "404 Not Found", b"/metrics, /healthz or /readyz\n"
+        start(status, [("Content-Type", "text/plain")])
+        return [words]
 
     def collect(self) -> Iterator[Metric]:
         """What the server counted until now."""
@@ -75,13 +106,38 @@ class Scrape:
         yield from _families(self._front.tally.figures())
 
 
+class Silent(WSGIRequestHandler):
+    """Writes no line for every request, and does not wait for ever for one."""
+
+    timeout = PATIENCE
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+
+def _served(host: str) -> type[WSGIServer]:
+    """A thread for each request; of the family of that address."""
+
+    class Served(ThreadingMixIn, WSGIServer):
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        daemon_threads = True
+
+    return Served
+
+
 def _families(figures: Mapping[str, Figures]) -> Iterator[Metric]:
     """A model's figures, labelled by its name."""
     taken = CounterMetricFamily("splitrt_payload_bytes", "Of frames.", labels=["model"])
+    asked = CounterMetricFamily(
+        "splitrt_requests", "Frames answered.", labels=["model", "codec", "code"]
+    )
     sizes = HistogramMetricFamily("splitrt_batch_size", "Frames of a batch.", labels=["model"])
     for model, found in figures.items():
         taken.add_metric([model], found.taken)
         _add(sizes, model, found.sizes)
+        for (codec, code), count in sorted(found.codes.items()):
+            asked.add_metric([model, codec, code], count)
+    yield asked
     yield taken
     yield sizes
     for part, words in TIMES.items():

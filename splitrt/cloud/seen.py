@@ -19,12 +19,16 @@ from splitrt.wire import decode_pb2, tail_pb2
 class Seen:
     """What a server tells others than devices.
 
-    metrics: the port on this machine where Prometheus reads its figures; 0 for a free one.
-    reflection: gRPC's, of the services it has.
+    metrics: the port where Prometheus reads its figures, and probes whether it is well; 0 for a
+    free one.  reflection: gRPC's, of the services it has.  host: of that port; others than this
+    machine read it only if it says so.
+    traces: spans of frames that belong to a trace, to OpenTelemetry's global tracer provider.
     """
 
     metrics: int | None = None
     reflection: bool = False
+    host: str = "127.0.0.1"
+    traces: bool = False
 
 
 def reflect(server: grpc.aio.Server, *, language: bool) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import grpc
 
+from splitrt.cloud import fleet
 from splitrt.cloud.admit import Quota
 from splitrt.cloud.batch import Batcher
 from splitrt.cloud.call import HANDSHAKE
@@ -29,6 +32,7 @@ from splitrt.cloud.seen import Seen, reflect
 from splitrt.cloud.stock import Stock
 from splitrt.cloud.tail import Tail
 from splitrt.cloud.talk import Talks, largest_message
+from splitrt.cloud.trace import Tracer
 from splitrt.cloud.turn import Room
 from splitrt.core.language import Language, is_language
 from splitrt.core.manifest import Manifest
@@ -48,8 +52,11 @@ class Server:
 
     Port 0 takes a free one; `address` says which. LinkError if the port is taken. tails: folders of
     further tails of the same head; a device says which are to answer its payloads. guard: whom it
-    lets in. quota: what each device may send. grace: seconds that closing may take. room: what the
-    server of a language model may hold; it has no tails and no batches. seen: what it tells others.
+    lets in. quota: what each device may send. grace: seconds that closing may take. max_age:
+    seconds after which a device is asked to go on to another server, or to come again. room: what
+    the server of a language model may hold; it has no tails and no batches. seen: what it tells
+    others. peers: all servers of the fleet it belongs to, for devices that ask. inside: a unix
+    socket, too, where whoever may open it speaks unencrypted.
     """
 
     def __init__(
@@ -66,28 +73,38 @@ class Server:
         guard: Guard = Guard(),
         quota: Quota = Quota(),
         grace: float = GRACE,
+        max_age: float | None = None,
         room: Room = Room(),
         seen: Seen = Seen(),
+        peers: fleet.Peers | None = None,
+        inside: Path | None = None,
     ) -> None:
         bytearray(
             31 << 20
         )  # freed at once: raises glibc's mmap threshold, 1 MB messages 2.5× faster
         guard.check(host)
+        if max_age is not None and not 0 < max_age < math.inf:
+            raise SplitrtError(f"max_age = {max_age}\nhelp: seconds, more than 0, or none")
         tokens = None if guard.tokens is None else Tokens(guard.tokens)
         self._credentials = guard.credentials()
         self.host, self.grace = host, grace
         self._guard, self._threads, self._seen = guard, threads, seen
+        self._peers, self._inside = peers, inside
         self._folders = [Path(folder), *map(Path, tails)]
-        letting = {"max_inflight": max_inflight, "guard": guard, "tokens": tokens, "quota": quota}
+        letting: dict[str, Any] = {"max_inflight": max_inflight, "guard": guard, "tokens": tokens}
+        letting |= {"quota": quota, "max_age": max_age}
+        tracer = Tracer() if seen.traces else None
         front: Callable[[], Front | Talks]
         if is_language(folder):
+            if tracer is not None:
+                raise SplitrtError("a language model's server makes no traces\nhelp: leave it out")
             layers = self._layers(device, others=tails)
             self._largest = largest_message(layers.manifest)
             front = partial(Talks, layers, room, threads=threads, **letting)
         else:
             tail = Tail(folder, Manifest.load(folder), others=tails, device=device, threads=threads)
-            self._largest = tail.largest_frame
-            front = partial(Front, tail, max_batch=max_batch, **letting)
+            self._largest = letting["room"] = tail.largest_message(max_inflight)
+            front = partial(Front, tail, max_batch=max_batch, tracer=tracer, **letting)
         self._over, self._reloading = threading.Event(), threading.Lock()
         self._scrape: Scrape | None = None
         ready: Future[int] = Future()
@@ -127,6 +144,18 @@ class Server:
     def inflight(self) -> int:
         """Frames or Asks that were taken and not answered yet."""
         return self._front.waiting
+
+    @property
+    def devices(self) -> int:
+        """How many are connected."""
+        return len(self._front.streams)
+
+    @property
+    def models(self) -> dict[str, bytes]:
+        """What is served now: names, and the sha256 of each manifest."""
+        if self.language:
+            return {self.manifest.name: self.manifest.digest}
+        return {one.manifest.name: digest for digest, one in self.tail.branches.items()}
 
     @property
     def batcher(self) -> Batcher:
@@ -205,6 +234,11 @@ class Server:
                 logger.info("%s: now %s", self._folders[0], self.manifest.digest[:6].hex())
             return self.manifest
 
+    def send_on(self, count: int) -> None:
+        """Ask so many devices, those that are here longest, to go on to another server."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._front.send_on, count)
+
     def reload_soon(self) -> None:
         """`reload` in the background; the log says how it went. Safe in a signal handler."""
         threading.Thread(target=self._reload_or_say, name="reload", daemon=True).start()
@@ -226,7 +260,7 @@ class Server:
 
     def _publish(self, port: int) -> None:
         try:
-            self._scrape = Scrape(port, self._front)
+            self._scrape = Scrape(self._seen.host, port, self._front)
         except LinkError:
             self.close()
             raise
@@ -261,6 +295,9 @@ class Server:
         self._health.add_to(server)
         if isinstance(self._front, Front):
             server.add_generic_rpc_handlers((Stock(self._front).handlers(),))
+        if self._peers is not None:
+            told = fleet.handlers(self._peers, self._front.known, self._front.tally)
+            server.add_generic_rpc_handlers((told,))
         if self._seen.reflection:
             reflect(server, language=self.language)
         try:
@@ -282,6 +319,8 @@ class Server:
             await watching
 
     def _bind(self, server: grpc.aio.Server, address: str) -> int:
+        if self._inside is not None:
+            server.add_insecure_port(f"unix:{self._inside}")
         if self._credentials is None:
             return server.add_insecure_port(address)
         return server.add_secure_port(address, self._credentials)

@@ -12,8 +12,9 @@ from typing import Any
 import grpc
 
 from splitrt.cloud import oip
+from splitrt.cloud.asked import frames, opened, response, wanted
 from splitrt.cloud.batch import LONGEST_WAIT
-from splitrt.cloud.face import VERSION, Face, faces, frames, response, wanted
+from splitrt.cloud.face import VERSION, Face, faces
 from splitrt.cloud.figures import Batches, Figures
 from splitrt.cloud.front import Front
 from splitrt.cloud.reception import IDLE
@@ -52,7 +53,7 @@ class Stock:
         """The models as they are served now."""
         if self._of is not self.front.batcher.tail:
             self._of = self.front.batcher.tail
-            self._faces = faces(self._of, self.front.max_inflight)
+            self._faces = faces(self._of, self.front.max_inflight, self.front.room)
         return self._faces
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -112,6 +113,14 @@ class Stock:
                 there.add(name=slot.name, data_type=slot.type, dims=slot.dims)
         return oip.message("ModelConfigResponse")(config=made)
 
+    async def _repository_index(self, _: Any, context: Any) -> Any:
+        """All models there are; which of them are ready changes for all at once."""
+        await self.front.enter(context)
+        made = oip.message("RepositoryIndexResponse")()
+        for name in self.faces:
+            made.models.add(name=name, version=VERSION, state="READY")
+        return made
+
     async def _model_statistics(self, request: Any, context: Any) -> Any:
         """Of devices' frames and of stock clients' rows together."""
         await self.front.enter(context)
@@ -127,7 +136,8 @@ class Stock:
     async def _model_infer(self, request: Any, context: Any) -> Any:
         device = await self.front.enter(context)
         try:
-            return await self._asked(request, device, context.time_remaining())
+            trace = self.front.carried(context)
+            return await self._asked(request, device, context.time_remaining(), trace)
         except Declined as declined:
             context.set_code(declined.code)
             context.set_details(str(declined))
@@ -137,9 +147,10 @@ class Stock:
         """One request after the other; what is declined does not end the stream."""
         device = await self.front.enter(context)
         kind, answer = oip.message("ModelInferRequest"), oip.message("ModelStreamInferResponse")
+        trace = self.front.carried(context)
         while isinstance(request := await _soon(context.read(), context), kind):
             try:
-                made = answer(infer_response=await self._asked(request, device, None))
+                made = answer(infer_response=await self._asked(request, device, None, trace))
             except Declined as declined:
                 made = answer(error_message=str(declined))
                 made.infer_response.id = request.id
@@ -164,16 +175,18 @@ class Stock:
             raise Declined(grpc.StatusCode.NOT_FOUND, words)
         return self.faces[name]
 
-    async def _asked(self, request: Any, device: str, remaining: float | None) -> Any:
+    async def _asked(self, request: Any, device: str, remaining: float | None, trace: bytes) -> Any:
         """The response to a request; Declined, and in the tally, if there is none."""
         try:
-            return await self._answered(request, device, remaining)
+            return await self._answered(request, device, remaining, trace)
         except Declined as declined:
             if not declined.counted:
                 self.front.tally.add(declined.code.name)
             raise
 
-    async def _answered(self, request: Any, device: str, remaining: float | None) -> Any:
+    async def _answered(
+        self, request: Any, device: str, remaining: float | None, trace: bytes
+    ) -> Any:
         if request is None:
             raise Declined(grpc.StatusCode.INVALID_ARGUMENT, "not a ModelInferRequest")
         if self.front.closing:
@@ -190,7 +203,10 @@ class Stock:
             asked = frames(face, request, slack_us(request.parameters, remaining))
         except PacketError as error:
             raise Declined(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
-        answers = await self.front.answers(asked, (face.digest,))
+        for frame in asked:
+            frame.trace = trace
+        pixels = opened(face, request)
+        answers = await self.front.answers(asked, (face.digest,), opened=pixels)
         for answer in answers:
             if answer.status != wire.OK:
                 code = CODES.get(answer.status, grpc.StatusCode.INTERNAL)

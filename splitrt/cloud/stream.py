@@ -39,6 +39,7 @@ class Stream(Call):
         # Here, not with the first write: an abort beside that write would never reach the device.
         await self.context.send_initial_metadata(())
         self.kept = self.shelf.take() if first.hello.temporal else None
+        self.moves = first.hello.moves
         self._outbox.put_nowait(self._welcome())
         try:
             await self.converse()
@@ -69,8 +70,7 @@ class Stream(Call):
 
     def _frame(self, frame: wire.Frame) -> None:
         self.inflight += 1
-        models = self.front.models(self.wanted)
-        reply = self.front.tally.awaited(self._answer, models, len(frame.payload))
+        reply = self.front.awaited(frame, self._answer, self.wanted)
         if self.front.refusing:
             reply(_busy(frame, "the server is closing", CLOSING_MS))
         elif self.inflight > self.front.max_inflight:
@@ -98,6 +98,9 @@ class Stream(Call):
         self.stirred = time.monotonic()
         answer.waiting = self.front.batcher.waiting
         self._outbox.put_nowait(wire.ToEdge(answer=answer))
+
+    def _leave(self) -> wire.ToEdge:
+        return wire.ToEdge(leave=True)
 
     def _answers(self, message: wire.ToEdge) -> bool:
         return message.HasField("answer")

@@ -22,6 +22,7 @@ from splitrt.errors import ModelError, PacketError
 FORMS = 64  # plans and sizes of pictures of which the shapes are kept
 DOUBLES = [1 << place for place in range(16)]
 NEARLY = 1.1  # times the cheapest frame's time
+ROOM = 4 << 20  # bytes of a message with several rows: gRPC's own default
 LONGEST_TRIAL = 0.1  # seconds; larger batches are not tried
 
 
@@ -131,6 +132,10 @@ class Tail:
     def largest_frame(self) -> int:
         """Bytes that a message from a device may have."""
         return self.largest + packet.largest_side(self.manifest) + packet.ENVELOPE
+
+    def largest_message(self, rows: int) -> int:
+        """Bytes that any message may have: a stock client's brings several rows, within ROOM."""
+        return max(self.largest_frame, min(ROOM, rows * self.largest_frame))
 
     def succeed(self, old: Tail) -> None:
         """Answer the devices of an earlier revision too, if theirs is the same head and form.

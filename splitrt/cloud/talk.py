@@ -46,9 +46,12 @@ class Talks(Reception):
         guard: Guard,
         tokens: Tokens | None,
         quota: Quota,
+        max_age: float | None = None,
         threads: int | None,
     ) -> None:
-        super().__init__(max_inflight=max_inflight, guard=guard, tokens=tokens, quota=quota)
+        super().__init__(
+            max_inflight=max_inflight, guard=guard, tokens=tokens, quota=quota, max_age=max_age
+        )
         self.manifest = layers.manifest
         self.bytes = self.asking = 0  # that wait: payload, Asks
         self.scheduler = Scheduler(
@@ -127,6 +130,7 @@ class Talk(Call):
         first = await self.first(wire.ToDecoder, ("open", "resume"), words)
         message = getattr(first, first.WhichOneof("kind"))
         await self.talks.agree(message, self.context)
+        self.moves = message.moves
         promise = None
         if first.HasField("open"):
             promise = await self.talks.promise(message, self.context)
@@ -250,6 +254,9 @@ class Talk(Call):
             return
         self._beats.take(1)
         self._outbox.put_nowait(wire.FromDecoder(beat=wire.Beat(seq=message.beat.seq)))
+
+    def _leave(self) -> wire.FromDecoder:
+        return wire.FromDecoder(leave=True)
 
     def _answers(self, message: wire.FromDecoder) -> bool:
         return message.HasField("verdict") or bool(message.nack.seq)

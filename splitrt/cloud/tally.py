@@ -55,11 +55,16 @@ class Tally:
             self._counts[name] += 1
 
     def awaited(
-        self, reply: Callable[[wire.Answer], Any], models: Sequence[str] = (), size: int = 0
+        self,
+        reply: Callable[[wire.Answer], Any],
+        models: Sequence[str] = (),
+        size: int = 0,
+        codec: str = "",
     ) -> Callable[[wire.Answer], None]:
         """`reply` for a frame that begins now; its answer is counted when it comes.
 
-        models: names of those that are to answer it.  size: bytes of its payload.
+        models: names of those that are to answer it.  size: bytes of its payload.  codec: of
+        its plan.
         """
         began = time.monotonic()
         with self._lock:
@@ -71,7 +76,7 @@ class Tally:
                 self._inflight -= 1
                 self._counts[wire.Status.Name(answer.status)] += 1
                 for model in models:
-                    self._figures.setdefault(model, Figures()).add(answer, seconds, size)
+                    self._figures.setdefault(model, Figures()).add(answer, seconds, size, codec)
             reply(answer)
 
         return counted

@@ -23,12 +23,16 @@ ENVELOPE = 1 << 10  # room for the fields around payloads and outputs
 
 
 def hello(
-    manifest: Manifest, *, also: Sequence[Manifest] = (), temporal: bool = False
+    manifest: Manifest,
+    *,
+    also: Sequence[Manifest] = (),
+    temporal: bool = False,
+    moves: bool = False,
 ) -> wire.Hello:
     """The first message of a device.
 
     also: further tails that are to answer.  temporal: the server is to keep frames for
-    differences.
+    differences.  moves: the device goes on to another server when it is asked to.
     """
     return wire.Hello(
         protocol=PROTOCOL,
@@ -36,6 +40,7 @@ def hello(
         manifest=manifest.digest,
         also=[other.digest for other in also],
         temporal=temporal,
+        moves=moves,
     )
 
 
@@ -66,10 +71,12 @@ class Beside:
 
     size: (height, width) of the picture as the head took it, where pictures change theirs.
     side: the side tensors' bytes, in the manifest's order.
+    trace: a packed Mark, where the frame is traced.
     """
 
     size: tuple[int, int] | None = None
     side: Sequence[bytes] = ()
+    trace: bytes = b""
 
 
 def frame(
@@ -82,7 +89,9 @@ def frame(
 ) -> wire.ToServer:
     """One frame; slack in seconds, None for no deadline; base 0 for a keyframe."""
     slack_us = 0 if slack is None else min(max(int(slack * 1e6), 1), LONGEST_SLACK_US)
-    message = wire.Frame(seq=seq, plan=plan, payload=payload, slack_us=slack_us, base=base)
+    message = wire.Frame(
+        seq=seq, plan=plan, payload=payload, slack_us=slack_us, base=base, trace=beside.trace
+    )
     message.size.extend(beside.size or ())
     message.side.extend(beside.side)
     return wire.ToServer(frame=message)

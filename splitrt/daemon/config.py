@@ -6,17 +6,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from splitrt.core.manifest import Similar
 from splitrt.core.tls import small
 from splitrt.edge.lens import LIVE
 from splitrt.edge.pilot import Caps
+from splitrt.edge.roll import proved
 from splitrt.edge.trust import Trust
+from splitrt.errors import LinkError
 
 SOCKET = Path("/run/splitrt/daemon.sock")
 PLACE = Path("/etc/splitrt/daemon.toml")
 STDOUT = "stdout"
+
+
+def _address(text: str) -> str:
+    try:
+        return proved(text)
+    except LinkError as error:
+        raise ValueError(str(error)) from error
+
 
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -57,8 +67,8 @@ class ModelPart(Part):
     """One model that stays loaded: its directory, and the options of `Edge`."""
 
     path: File = Field(description="a model directory")
-    cloud: str | None = Field(
-        default=None, description="the server's host:port; several with commas"
+    cloud: Annotated[str, AfterValidator(_address)] | None = Field(
+        default=None, description="the server's host:port; several with commas; dns:///name:port"
     )
     deadline: Seconds | None = Field(
         default=None, description="seconds a frame may take, more than 0"
@@ -152,6 +162,9 @@ class Config(Part):
         default=None, description="a port on 127.0.0.1 for /metrics and /healthz; 0: a free one"
     )
     log: Literal["text", "json"] = Field(default="text", description='"text" or "json"')
+    trace: bool = Field(
+        default=False, description="true: a trace of each frame, as OTEL_* variables say"
+    )
     grace: Seconds = Field(default=10.0, description="seconds for what is in flight at the end")
     models: dict[Name, ModelPart] = Field(
         min_length=1, description="a table for each model: [models.NAME]"

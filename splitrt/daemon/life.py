@@ -25,7 +25,7 @@ from splitrt.errors import SplitrtError
 
 logger = logging.getLogger(__name__)
 
-FIXED = ("socket", "metrics_port", "log")  # keys that need a new start
+FIXED = ("socket", "metrics_port", "log", "trace")  # keys that need a new start
 
 
 class Daemon:
@@ -48,7 +48,7 @@ class Daemon:
         self._saw: Callable[[Seen], None] | None = None
         self._closing = False
         self.page: Page | None = None
-        self.shelf = Shelf(self.config.models, self._environ)
+        self.shelf = Shelf(self.config.models, self._environ, traces=self.config.trace)
         self._door: Door | None = None
         try:
             self._open()

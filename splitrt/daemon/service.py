@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from pathlib import Path
 from typing import Literal
 
+from splitrt.core.trace import exporting
 from splitrt.daemon import journal
 from splitrt.daemon.life import Daemon
 from splitrt.daemon.notify import Notify
+from splitrt.daemon.told import read
 from splitrt.errors import SplitrtError
 
 logger = logging.getLogger(__name__)
@@ -72,7 +75,8 @@ def run(path: Path, log: Literal["text", "json"] | None = None) -> None:
     """The daemon of that file, until a signal ends it."""
     journal.begin(log or "text")
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
-    with Daemon(path) as daemon:
+    traces = read(path, os.environ).trace
+    with exporting("splitrt-daemon", traces), Daemon(path) as daemon:
         if log is None:
             journal.begin(daemon.config.log)
         where = "" if daemon.page is None else f", metrics at port {daemon.page.port}"

@@ -21,6 +21,7 @@ from splitrt.edge.capture import Frame
 from splitrt.edge.edge import NOTHING, Edge
 from splitrt.edge.flight import Flight
 from splitrt.edge.stream import stream
+from splitrt.edge.trace import traced
 from splitrt.errors import ModelError, ModelMismatch, SplitrtError
 
 logger = logging.getLogger(__name__)
@@ -114,6 +115,10 @@ class Lane:
         self._fault = type(error).__name__
         return self.resident.edge.failed(captured, error)
 
+    def repeated(self, captured: float, result: Result) -> Result:
+        """As Edge's."""
+        return self.resident.edge.repeated(captured, result)
+
     def fault(self) -> str | None:
         """Why the last frame had to be answered otherwise, once."""
         fault, self._fault = self._fault, None
@@ -121,10 +126,15 @@ class Lane:
 
 
 class Shelf:
-    """The models by name. Those of `told` are loaded, or SplitrtError says which cannot be."""
+    """The models by name. Those of `told` are loaded, or SplitrtError says which cannot be.
 
-    def __init__(self, told: Mapping[str, ModelPart], environ: Mapping[str, str]) -> None:
-        self._environ = environ
+    traces: each frame's, see `traced`.
+    """
+
+    def __init__(
+        self, told: Mapping[str, ModelPart], environ: Mapping[str, str], *, traces: bool = False
+    ) -> None:
+        self._environ, self._traces = environ, traces
         self._lock = threading.Lock()
         self._residents: dict[str, Resident] = {}
         self._residents = self.loaded(told)
@@ -170,6 +180,8 @@ class Shelf:
                 except SplitrtError as error:
                     raise type(error)(f"models.{name}: {error}") from error
                 fresh.append(found[name])
+                if self._traces:
+                    traced(found[name].edge)
         except BaseException:
             for resident in fresh:
                 resident.retire()

@@ -28,7 +28,7 @@ from splitrt.core.side import pack, unpack
 from splitrt.edge.camera import Camera
 from splitrt.edge.capture import Frame, Pictures
 from splitrt.edge.ear import Deaf
-from splitrt.edge.flight import Course, Flight, answered, ended, opened
+from splitrt.edge.flight import Course, Flight, Witness, answered, ended, opened
 from splitrt.edge.head import Head, LocalTail
 from splitrt.edge.inputs import filled, parted
 from splitrt.edge.link import SILENCE, Link
@@ -50,6 +50,7 @@ from splitrt.wire import tail_pb2 as wire
 
 NOTHING: Mapping[str, np.ndarray] = MappingProxyType({})
 MARGIN = 0.002  # seconds before the deadline at which the exit stands in
+EARLY = 0.02  # seconds that a local tail begins before it must: a busy machine wakes nobody in time
 PATIENCE = 10.0  # seconds a frame may take when no deadline is given
 
 
@@ -133,6 +134,7 @@ class Edge:
             seconds = {name: head.seconds for name, head in self._heads.items()}
             pilot = Pilot(self.manifest, seconds, caps=caps, patience=deadline)
         self._course = Course(chosen, gated, pilot)
+        self.witness: Witness | None = None  # see `traced`
         self._link: Link | None = None
         self._standin: Standin | None = None
         if cloud is not None and chosen.place == "cloud":
@@ -265,6 +267,31 @@ class Edge:
 
     def land(self, flight: Flight) -> tuple[Result, SplitrtError | None]:
         """Wait for the answer until the deadline, else stand in; and what went wrong."""
+        result, error = self._landed(flight)
+        return self._seen(flight, result), error
+
+    def failed(self, captured: float, error: SplitrtError) -> Result:
+        """The result of a frame that could not even start."""
+        flight = self._idle(captured)
+        return self._seen(flight, ended(flight, self.manifest, error))
+
+    def repeated(self, captured: float, result: Result) -> Result:
+        """The result of a frame that is like one before, which had this one; it ends now."""
+        total = 1000 * (time.monotonic() - captured)
+        again = replace(result, timings=replace(result.timings, total=total))
+        return self._seen(self._idle(captured), again)
+
+    def _idle(self, captured: float) -> Flight:
+        """A frame that passes nothing."""
+        course = self._course
+        return Flight(captured, course, course.plan)
+
+    def _seen(self, flight: Flight, result: Result) -> Result:
+        if self.witness is not None:
+            self.witness.ended(flight, result)
+        return result
+
+    def _landed(self, flight: Flight) -> tuple[Result, SplitrtError | None]:
         if flight.pending is None or flight.outputs is not None:
             return ended(flight, self.manifest, flight.error), flight.error
         try:
@@ -276,11 +303,6 @@ class Edge:
             self._stand_in(flight)
             return ended(flight, self.manifest, error), error
         return answered(flight, arrival, outputs), None
-
-    def failed(self, captured: float, error: SplitrtError) -> Result:
-        """The result of a frame that could not even start."""
-        course = self._course
-        return ended(Flight(captured, course, course.plan), self.manifest, error)
 
     def _chosen(self, plan: str | None) -> Plan:
         names = [one.name for one in self.manifest.plans]
@@ -376,6 +398,9 @@ class Edge:
             if until is not None and encoded >= until:
                 raise DeadlineMissed(f"the head took longer than {1000 * self.patience:.0f} ms")
             place = self.manifest.plans.index(plan)
+            if self.witness is not None:
+                trace = self.witness.sends(flight, encoded)
+                flight.beside = replace(flight.beside, trace=trace)
             flight.parcel = Parcel(place, payload, until, flight.beside)
             flight.pending = self._link.send(flight.parcel, delta)
             self._remember(flight)
@@ -411,14 +436,14 @@ class Edge:
         return arrival
 
     def _awaited(self, flight: Flight, future: Future[Arrival], until: float) -> Arrival:
-        """What comes by then; where a tail can stand in, it runs as long as just that takes."""
+        """What comes by then; a tail that stands in runs meanwhile, when just its time is left."""
         if self._standin is not None:
-            begin = until - self._standin.seconds(flight) - MARGIN
+            begin = until - self._standin.seconds(flight) - EARLY
             with suppress(FutureTimeout):
                 return future.result(max(0.0, begin - time.monotonic()))
             self._stand_in(flight)
             if flight.local is not None:
-                return future.result(0.0)
+                until -= MARGIN
         return future.result(max(0.0, until - time.monotonic()))
 
     def _stand_in(self, flight: Flight) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from splitrt.errors import (
     SplitrtError,
 )
 from splitrt.wire import tail_pb2 as wire
+
+if TYPE_CHECKING:
+    from splitrt.edge.trace import Trip
 
 EMPTY = "empty"  # the plan of a frame that the filter dropped
 
@@ -64,11 +68,22 @@ class Flight:
     packed: bytes | None = None  # its codes
     in_vain: int = 0  # bytes of a message that the server could not open
     error: SplitrtError | None = None  # why it was not sent
+    trip: Trip | None = None  # its spans, where it is traced and goes to the server
 
     @property
     def alike(self) -> str:
         """Frames of one such word can be differences to each other."""
         return f"{self.plan.name} {self.beside.size}"
+
+
+class Witness(Protocol):
+    """Sees each frame of an Edge."""
+
+    def sends(self, flight: Flight, at: float) -> bytes:
+        """It goes to the server, at that time.monotonic(); what it carries in its field `trace`."""
+
+    def ended(self, flight: Flight, result: Result) -> None:
+        """It has a result."""
 
 
 def opened(

@@ -17,8 +17,9 @@ import grpc
 
 from splitrt.core import packet
 from splitrt.edge.link import ATTEMPT, GROWTH, LAST_RETRY, OPTIONS, renamed
+from splitrt.edge.roll import Roll
 from splitrt.edge.trust import Trust
-from splitrt.errors import LinkDown, LinkError, ModelMismatch, Refused, SplitrtError
+from splitrt.errors import LinkDown, ModelMismatch, Refused, SplitrtError
 from splitrt.wire import decode_pb2 as wire
 from splitrt.wire.decode_pb2_grpc import DecoderStub
 
@@ -66,16 +67,11 @@ class Line:
     def __init__(
         self, addresses: str, trust: Trust, changed: threading.Condition, ends: Ends
     ) -> None:
-        self._addresses = [one.strip() for one in addresses.split(",") if one.strip()]
-        if not self._addresses:
-            raise LinkError("no server's address\nhelp: host:port, or several with commas")
-        for address in self._addresses:  # what is wrong with it is said now, not in the thread
-            trust.channel(address, []).close()
+        self._roll = Roll(addresses, trust)
         self._trust, self._changed, self._ends = trust, changed, ends
         self.up = self.over = False
         self.opened = self.sent_bytes = 0
         self.down = time.monotonic()
-        self._turn = 0
         self.end = End(LinkDown(f"no connection to {self.address} yet"))
         self._dropped: End | None = None  # by this side
         self._anew = False  # the server does not know the session: at once, another one
@@ -89,12 +85,12 @@ class Line:
     @property
     def address(self) -> str:
         """The server of this stream, or of the next."""
-        return self._addresses[self._turn % len(self._addresses)]
+        return self._roll.address
 
     @property
     def hopeless(self) -> bool:
         """Whether every server was asked, and what the last one said will not change."""
-        return self.end.final and self._failed >= len(self._addresses)
+        return self.end.final and self._failed >= len(self._roll)
 
     def start(self) -> None:
         """Begin to connect."""
@@ -153,7 +149,8 @@ class Line:
             started = time.monotonic()
             self._dropped, self._anew = None, False
             try:
-                with self._trust.channel(self.address, [*OPTIONS, *SIZES]) as channel:
+                self._roll.look()
+                with self._roll.channel([*OPTIONS, *SIZES]) as channel:
                     self._deliver(channel)
             except (grpc.RpcError, SplitrtError) as error:
                 self.end = self._dropped or why(error, self.address, known=self.opened > 0)
@@ -161,13 +158,17 @@ class Line:
             if self._anew:
                 continue
             self._failed = 0 if was_up else self._failed + 1
+            if was_up:
+                self._roll.lost()
             if self.end.silent or not was_up:
-                self._turn += 1
+                self._roll.next()
             self._ends.down()
             wait = FIRST_RETRY if was_up else min(wait * GROWTH, LAST_RETRY)
-            if self._failed >= len(self._addresses):
-                passed = time.monotonic() - started
+            passed = time.monotonic() - started
+            if self._failed >= len(self._roll):
                 self._rest(wait * random.uniform(0.8, 1.2) - passed)
+            elif was_up:  # servers that send it on at once are not asked faster
+                self._rest(FIRST_RETRY - passed)
             self._rest(self._not_before - time.monotonic())
 
     def _rest(self, seconds: float) -> None:

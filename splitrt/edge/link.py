@@ -18,6 +18,7 @@ from splitrt.core import packet
 from splitrt.core.manifest import Manifest
 from splitrt.edge.ear import Deaf, Ear
 from splitrt.edge.parcel import Arrival, Delta, Parcel, Pending
+from splitrt.edge.roll import Roll
 from splitrt.edge.trust import Trust
 from splitrt.errors import LinkDown, LinkError, ModelMismatch, Refused, SplitrtError
 from splitrt.wire import tail_pb2 as wire
@@ -45,12 +46,13 @@ REFUSALS = (
     grpc.StatusCode.PERMISSION_DENIED,
     grpc.StatusCode.UNAUTHENTICATED,
 )
+DISTRUST = ("handshake failed", "Verification Check failed")  # of the chain, or of the name
 
 
 class Link:
     """Keeps a stream to one of the servers open, whatever happens, until `close`.
 
-    addresses: host:port, several with commas; each connection goes to the next of them.
+    addresses: as `Roll` takes them; each connection goes to the next server.
     After a break, or the ear's silence without an answer, the channel is thrown away and a
     fresh one is opened. Frames that were on their way end as LinkDown; only where there is another
     server, those still in time are sent once more, to that one.
@@ -67,12 +69,7 @@ class Link:
         temporal: bool = False,
         trust: Trust = Trust(),
     ) -> None:
-        self._addresses = [one.strip() for one in addresses.split(",") if one.strip()]
-        if not self._addresses:
-            raise LinkError("no server's address\nhelp: host:port, or several with commas")
-        for address in self._addresses:  # what is wrong with it is said now, not in the thread
-            trust.channel(address, []).close()
-        self._turn = 0
+        self._roll = Roll(addresses, trust)
         self.also, self.trust, self.ear = also, trust, ear or Deaf(SILENCE)
         self.manifest, self.temporal = manifest, temporal
         self.connect_timeout = connect_timeout
@@ -84,6 +81,7 @@ class Link:
         self._outbox: queue.SimpleQueue[wire.ToServer | None] = queue.SimpleQueue()
         self._call: grpc.Call | None = None
         self._up, self._tried = threading.Event(), threading.Event()
+        self._moving = False  # between two servers: frames wait for the next
         self._closed = threading.Event()
         self._pinged: tuple[int, float] | None = None  # number and time of a ping without pong
         self._spoke = 0.0  # time.monotonic() of the last message that was sent
@@ -101,7 +99,7 @@ class Link:
     @property
     def address(self) -> str:
         """The server of this connection, or of the next."""
-        return self._addresses[self._turn % len(self._addresses)]
+        return self._roll.address
 
     def send(self, parcel: Parcel, delta: Delta | None = None) -> Pending:
         """Put a frame on its way. LinkDown, Refused or ModelMismatch at once if that cannot be.
@@ -112,19 +110,16 @@ class Link:
         left = math.inf if parcel.until is None else parcel.until - time.monotonic()
         self._tried.wait(max(0.0, min(left, self.connect_timeout)))
         with self._lock:
-            if not self._up.is_set():
+            if not (self._up.is_set() or self._moving):
                 raise copy.copy(self._error)  # one that is raised again would keep every frame
             if len(self._pending) >= self._limit:
                 raise Refused(f"{self._limit} frames wait for {self.address} already")
             self._seq = self._seq % (2**32 - 1) + 1
-            kept = delta if delta is not None and self._kept(delta) else None
-            self._spoke = now = time.monotonic()
-            message = parcel.message(self._seq, now, kept)
-            base, size = 0 if kept is None else kept.base, message.ByteSize()
-            pending = Pending(self._seq, now, size, Future(), self._stream, base, parcel, last=now)
+            now = time.monotonic()
+            pending = Pending(self._seq, now, 0, Future(), self._stream, 0, parcel, last=now)
             self._pending[self._seq] = pending
-            self.ear.sent(self._seq, size, now)  # before an answer can come
-            self._outbox.put(message)
+            if not self._moving:
+                self._put(pending, now, delta)
         return pending
 
     def close(self) -> None:
@@ -133,6 +128,17 @@ class Link:
         self._hang_up()
         self._thread.join(5)
         self._watch.join(5)
+
+    def _put(self, pending: Pending, now: float, delta: Delta | None = None) -> None:
+        """To the server of this connection, with the lock held."""
+        kept = delta if delta is not None and self._kept(delta) else None
+        message = pending.parcel.message(pending.seq, now, kept)
+        pending.base, pending.stream = 0 if kept is None else kept.base, self._stream
+        pending.again, pending.last = pending.sent_bytes > 0, now
+        pending.sent_bytes += message.ByteSize()
+        self._spoke = now
+        self.ear.sent(pending.seq, message.ByteSize(), now)  # before an answer can come
+        self._outbox.put(message)
 
     def _kept(self, delta: Delta) -> bool:
         """The server keeps as many answered frames as it said; at worst all since were answered."""
@@ -144,20 +150,28 @@ class Link:
         while not self._closed.is_set():
             started, attempt = time.monotonic(), self._attempt(failed)
             try:
-                with self.trust.channel(self.address, [*OPTIONS, *self._sizes()]) as channel:
+                self._roll.look()
+                with self._roll.channel([*OPTIONS, *self._sizes()]) as channel:
                     self._deliver(channel, attempt)
             except (grpc.RpcError, SplitrtError) as error:
                 if not isinstance(self._error, ModelMismatch):  # kept until a Welcome
                     self._error = renamed(error, self.address)
             was_up = self._up.is_set()
             failed = 0 if was_up else failed + 1
-            self._turn += 1
-            self._down(keep=failed < len(self._addresses) > 1 and not self._closed.is_set())
+            if was_up:
+                self._roll.lost()
+            self._roll.next()
+            moving = was_up and self._moving
+            others = failed < len(self._roll) > 1
+            self._down(keep=(moving or others) and not self._closed.is_set())
             self._tried.set()
             wait = FIRST_RETRY if was_up else min(wait * GROWTH, LAST_RETRY)
-            if failed >= len(self._addresses) or len(self._addresses) == 1:
-                passed = 0.0 if was_up else time.monotonic() - started
+            passed = time.monotonic() - started
+            if not (moving or others):
+                passed = 0.0 if was_up else passed
                 self._closed.wait(max(0.0, wait * random.uniform(0.8, 1.2) - passed))
+            elif was_up:  # servers that take a device in to send it on at once are not asked faster
+                self._closed.wait(max(0.0, FIRST_RETRY - passed))
         self._down(keep=False)  # nobody comes for what was kept
 
     def _attempt(self, failed: int) -> float:
@@ -168,7 +182,7 @@ class Link:
     def _deliver(self, channel: grpc.Channel, attempt: float) -> None:
         started = time.monotonic()
         self._outbox = queue.SimpleQueue()
-        hello = packet.hello(self.manifest, also=self.also, temporal=self.temporal)
+        hello = packet.hello(self.manifest, also=self.also, temporal=self.temporal, moves=True)
         self._outbox.put(wire.ToServer(hello=hello))
         outgoing = self._outgoing(self._outbox)
         call = TailStub(channel).Stream(outgoing, metadata=self.trust.metadata)
@@ -186,6 +200,8 @@ class Link:
                     self._arrive(message.answer)
                 elif message.HasField("pong"):
                     self._ponged(message.pong)
+                elif message.HasField("leave"):
+                    self._move()
             raise LinkDown(f"{self.address} ended the stream")
         finally:
             alarm.cancel()
@@ -206,16 +222,19 @@ class Link:
                 del self._pending[pending.seq]
             self.ear.opened(took)
             for pending in self._pending.values():
-                pending.again, pending.base, pending.stream = True, 0, self._stream
-                message = pending.parcel.message(pending.seq, now)
-                pending.sent_bytes += message.ByteSize()
-                pending.last = now
-                self.ear.sent(pending.seq, message.ByteSize(), now)
-                self._outbox.put(message)
+                self._put(pending, now)
+            self._moving = False
             lost, self._error = self._error, LinkDown(f"no connection to {self.address}")
             self._up.set()
         _fail(late, lost)
         self._tried.set()
+
+    def _move(self) -> None:
+        """The server sends its devices on: what was sent is answered, what comes waits a moment."""
+        with self._lock:
+            if self._up.is_set() and not self._moving:
+                self._moving = True
+                self._outbox.put(None)
 
     def _ponged(self, pong: wire.Pong) -> None:
         pinged = self._pinged
@@ -276,6 +295,7 @@ class Link:
         now = time.monotonic()
         with self._lock:
             self._up.clear()
+            self._moving = self._moving and keep
             lost = [p for p in self._pending.values() if not (keep and p.fresh(now))]
             for pending in lost:
                 del self._pending[pending.seq]
@@ -304,7 +324,7 @@ def renamed(error: Exception, address: str) -> LinkError | ModelMismatch:
         return ModelMismatch(detail)
     if code in REFUSALS:
         return Refused(f"{address}: {detail}")
-    if code == grpc.StatusCode.UNAVAILABLE and "handshake failed" in detail:
+    if code == grpc.StatusCode.UNAVAILABLE and any(words in detail for words in DISTRUST):
         return Refused(
             f"{address}: the TLS handshake failed\n"
             "help: the ca must vouch for the server, by the name that it is called here"

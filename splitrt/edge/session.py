@@ -42,9 +42,9 @@ MOST_ROWS, MOST_DRAFTS = 1 << 12, 1 << 8  # of a message, whatever a server gran
 class Session:
     """Keeps the servers' side of a conversation what the log says, whatever happens.
 
-    addresses: host:port, several with commas.  patience: seconds without any server before a
-    question fails as LinkDown (or as what the server said: Refused, ModelMismatch).  strays:
-    answers to no question.
+    addresses: as `Roll` takes them.  patience: seconds without any server before a question fails
+    as LinkDown (or as what the server said: Refused, ModelMismatch).  strays: answers to no
+    question.
 
         session.append(rows)  # goes by itself, with its neighbours
         session.ask([7, 9]).future.result().token
@@ -67,6 +67,7 @@ class Session:
         self._outbox, self._pulse = Outbox(self.log, now), Pulse(now)
         self.max_drafts = MOST_DRAFTS
         self.strays = self._lies = 0
+        self._moving = False  # on to another server, once no question is without answer
         self._watcher = threading.Thread(target=self._watch, name="session-watch", daemon=True)
         self._line.start()
         self._watcher.start()
@@ -195,6 +196,9 @@ class Session:
             self._nack(message.nack, address)
         elif kind == "beat":
             self._pulse.echoed(message.beat.seq, time.monotonic())
+        self._moving = kind != "opened" and (self._moving or kind == "leave")
+        if self._moving and not self._outbox.asked():
+            self._line.drop(End(LinkDown(f"{address} sends its devices on"), silent=True))
 
     def _open(self, opened: wire.Opened, address: str, sid: bytes | None) -> None:
         """A server holds the session; what it lacks of the log follows by itself."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from splitrt.core.result import Result
@@ -57,8 +55,7 @@ def stream(edge: Edge, source: Iterable[Frame], inflight: int) -> Iterator[tuple
 
 def _landed(edge: Edge, frame: Frame, flight: Flight | Result | PacketError) -> Result:
     if isinstance(flight, Result):  # like one before: its end is when its turn comes
-        total = 1000 * (time.monotonic() - frame.captured)
-        return replace(flight, timings=replace(flight.timings, total=total))
+        return edge.repeated(frame.captured, flight)
     if isinstance(flight, PacketError):
         return edge.failed(frame.captured, flight)
     result, error = edge.land(flight)

@@ -27,7 +27,7 @@ class Terms:
     def first(self, digest: bytes, sid: bytes | None) -> wire.ToDecoder:
         """Take up the session `sid` of the model with that digest, or open one."""
         if sid is not None:
-            resume = wire.Resume(protocol=packet.PROTOCOL, manifest=digest, sid=sid)
+            resume = wire.Resume(protocol=packet.PROTOCOL, manifest=digest, sid=sid, moves=True)
             return wire.ToDecoder(resume=resume)
         return wire.ToDecoder(
             open=wire.Open(
@@ -39,5 +39,6 @@ class Terms:
                 seed=self.sampling.seed,
                 temperature=self.sampling.temperature,
                 top_p=self.sampling.top_p,
+                moves=True,
             )
         )

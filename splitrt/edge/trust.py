@@ -37,14 +37,20 @@ class Trust:
         if token is not None and not (token and token.isascii() and token.isprintable()):
             raise SplitrtError("the token is empty or not plain ASCII\nhelp: one line of it")
 
-    def channel(self, address: str, options: Sequence[tuple[str, int]]) -> grpc.Channel:
-        """A fresh channel to host:port. SplitrtError for files that are wrong."""
+    def channel(
+        self, address: str, options: Sequence[tuple[str, int]], *, name: str | None = None
+    ) -> grpc.Channel:
+        """A fresh channel to host:port. SplitrtError for files that are wrong.
+
+        name: whom the server's certificate must be for, where that is not the address's host.
+        """
         self.check(address)
         if self.ca is None:
             return grpc.insecure_channel(address, options)
         own = (None, None) if self.cert is None or self.key is None else pair(self.cert, self.key)
+        called = [] if name is None else [("grpc.ssl_target_name_override", name)]
         return grpc.secure_channel(
-            address, grpc.ssl_channel_credentials(authorities(self.ca), *own), options
+            address, grpc.ssl_channel_credentials(authorities(self.ca), *own), [*options, *called]
         )
 
     def check(self, address: str) -> None:

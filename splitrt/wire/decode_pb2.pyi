@@ -29,7 +29,7 @@ CANCELLED_ASK: Reason
 SERVER_FAILED: Reason
 
 class Open(_message.Message):
-    __slots__ = ("protocol", "manifest", "resume", "codec", "max_len", "seed", "temperature", "top_p")
+    __slots__ = ("protocol", "manifest", "resume", "codec", "max_len", "seed", "temperature", "top_p", "moves")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,7 @@ class Open(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
+    MOVES_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     manifest: bytes
     resume: str
@@ -46,17 +47,20 @@ class Open(_message.Message):
     seed: int
     temperature: float
     top_p: float
-    def __init__(self, protocol: _Optional[int] = ..., manifest: _Optional[bytes] = ..., resume: _Optional[str] = ..., codec: _Optional[str] = ..., max_len: _Optional[int] = ..., seed: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ...) -> None: ...
+    moves: bool
+    def __init__(self, protocol: _Optional[int] = ..., manifest: _Optional[bytes] = ..., resume: _Optional[str] = ..., codec: _Optional[str] = ..., max_len: _Optional[int] = ..., seed: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., moves: bool = ...) -> None: ...
 
 class Resume(_message.Message):
-    __slots__ = ("protocol", "manifest", "sid")
+    __slots__ = ("protocol", "manifest", "sid", "moves")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     SID_FIELD_NUMBER: _ClassVar[int]
+    MOVES_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     manifest: bytes
     sid: bytes
-    def __init__(self, protocol: _Optional[int] = ..., manifest: _Optional[bytes] = ..., sid: _Optional[bytes] = ...) -> None: ...
+    moves: bool
+    def __init__(self, protocol: _Optional[int] = ..., manifest: _Optional[bytes] = ..., sid: _Optional[bytes] = ..., moves: bool = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("sid", "n", "gen", "log", "max_rows", "max_drafts", "max_inflight", "ttl_s")
@@ -191,13 +195,15 @@ class ToDecoder(_message.Message):
     def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., append: _Optional[_Union[Append, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., truncate: _Optional[_Union[Truncate, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ...) -> None: ...
 
 class FromDecoder(_message.Message):
-    __slots__ = ("opened", "verdict", "nack", "beat")
+    __slots__ = ("opened", "verdict", "nack", "beat", "leave")
     OPENED_FIELD_NUMBER: _ClassVar[int]
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     NACK_FIELD_NUMBER: _ClassVar[int]
     BEAT_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_FIELD_NUMBER: _ClassVar[int]
     opened: Opened
     verdict: Verdict
     nack: Nack
     beat: Beat
-    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., verdict: _Optional[_Union[Verdict, _Mapping]] = ..., nack: _Optional[_Union[Nack, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ...) -> None: ...
+    leave: bool
+    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., verdict: _Optional[_Union[Verdict, _Mapping]] = ..., nack: _Optional[_Union[Nack, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., leave: bool = ...) -> None: ...

@@ -24,35 +24,35 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17splitrt/wire/tail.proto\x12\x0csplitrt.wire\"Z\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08manifest\x18\x03 \x01(\x0c\x12\x0c\n\x04\x61lso\x18\x05 \x03(\x0c\x12\x10\n\x08temporal\x18\x04 \x01(\x08\"@\n\x07Welcome\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x14\n\x0cmax_inflight\x18\x02 \x01(\r\x12\r\n\x05\x62\x61ses\x18\x03 \x01(\r\"o\n\x05\x46rame\x12\x0b\n\x03seq\x18\x01 \x01(\r\x12\x0c\n\x04plan\x18\x02 \x01(\r\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\x10\n\x08slack_us\x18\x04 \x01(\r\x12\x0c\n\x04\x62\x61se\x18\x05 \x01(\r\x12\x0c\n\x04size\x18\x06 \x03(\r\x12\x0c\n\x04side\x18\x07 \x03(\x0c\"%\n\x06Tensor\x12\r\n\x05shape\x18\x01 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\xe1\x01\n\x06\x41nswer\x12\x0b\n\x03seq\x18\x01 \x01(\r\x12$\n\x06status\x18\x02 \x01(\x0e\x32\x14.splitrt.wire.Status\x12%\n\x07outputs\x18\x03 \x03(\x0b\x32\x14.splitrt.wire.Tensor\x12\x10\n\x08queue_us\x18\x04 \x01(\r\x12\x12\n\ncompute_us\x18\x05 \x01(\r\x12\r\n\x05\x62\x61tch\x18\x06 \x01(\r\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x08 \x01(\r\x12\x0f\n\x07open_us\x18\t \x01(\r\x12\x0f\n\x07waiting\x18\n \x01(\r\"$\n\x04Ping\x12\x0b\n\x03seq\x18\x01 \x01(\r\x12\x0f\n\x07padding\x18\x02 \x01(\x0c\"$\n\x04Pong\x12\x0b\n\x03seq\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\"\x82\x01\n\x08ToServer\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.splitrt.wire.HelloH\x00\x12$\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x13.splitrt.wire.FrameH\x00\x12\"\n\x04ping\x18\x03 \x01(\x0b\x32\x12.splitrt.wire.PingH\x00\x42\x06\n\x04kind\"\x86\x01\n\x06ToEdge\x12(\n\x07welcome\x18\x01 \x01(\x0b\x32\x15.splitrt.wire.WelcomeH\x00\x12&\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x14.splitrt.wire.AnswerH\x00\x12\"\n\x04pong\x18\x03 \x01(\x0b\x32\x12.splitrt.wire.PongH\x00\x42\x06\n\x04kind\"Q\n\x07Request\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x13.splitrt.wire.Hello\x12\"\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x13.splitrt.wire.Frame*j\n\x06Status\x12\x0f\n\x0bUNSPECIFIED\x10\x00\x12\x06\n\x02OK\x10\x01\x12\x0b\n\x07INVALID\x10\x02\x12\x08\n\x04\x42USY\x10\x03\x12\x0b\n\x07\x45XPIRED\x10\x04\x12\n\n\x06\x46\x41ILED\x10\x05\x12\x0c\n\x08NEED_KEY\x10\x06\x12\t\n\x05STALE\x10\x07\x32x\n\x04Tail\x12:\n\x06Stream\x12\x16.splitrt.wire.ToServer\x1a\x14.splitrt.wire.ToEdge(\x01\x30\x01\x12\x34\n\x05Infer\x12\x15.splitrt.wire.Request\x1a\x14.splitrt.wire.Answerb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17splitrt/wire/tail.proto\x12\x0csplitrt.wire\"i\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08manifest\x18\x03 \x01(\x0c\x12\x0c\n\x04\x61lso\x18\x05 \x03(\x0c\x12\x10\n\x08temporal\x18\x04 \x01(\x08\x12\r\n\x05moves\x18\x06 \x01(\x08\"@\n\x07Welcome\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x14\n\x0cmax_inflight\x18\x02 \x01(\r\x12\r\n\x05\x62\x61ses\x18\x03 \x01(\r\"~\n\x05\x46rame\x12\x0b\n\x03seq\x18\x01 \x01(\r\x12\x0c\n\x04plan\x18\x02 \x01(\r\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\x10\n\x08slack_us\x18\x04 \x01(\r\x12\x0c\n\x04\x62\x61se\x18\x05 \x01(\r\x12\x0c\n\x04size\x18\x06 \x03(\r\x12\x0c\n\x04side\x18\x07 \x03(\x0c\x12\r\n\x05trace\x18\x08 \x01(\x0c\"%\n\x06Tensor\x12\r\n\x05shape\x18\x01 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\xe1\x01\n\x06\x41nswer\x12\x0b\n\x03seq\x18\x01 \x01(\r\x12$\n\x06status\x18\x02 \x01(\x0e\x32\x14.splitrt.wire.Status\x12%\n\x07outputs\x18\x03 \x03(\x0b\x32\x14.splitrt.wire.Tensor\x12\x10\n\x08queue_us\x18\x04 \x01(\r\x12\x12\n\ncompute_us\x18\x05 \x01(\r\x12\r\n\x05\x62\x61tch\x18\x06 \x01(\r\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x08 \x01(\r\x12\x0f\n\x07open_us\x18\t \x01(\r\x12\x0f\n\x07waiting\x18\n \x01(\r\"$\n\x04Ping\x12\x0b\n\x03seq\x18\x01 \x01(\r\x12\x0f\n\x07padding\x18\x02 \x01(\x0c\"$\n\x04Pong\x12\x0b\n\x03seq\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\"\x82\x01\n\x08ToServer\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.splitrt.wire.HelloH\x00\x12$\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x13.splitrt.wire.FrameH\x00\x12\"\n\x04ping\x18\x03 \x01(\x0b\x32\x12.splitrt.wire.PingH\x00\x42\x06\n\x04kind\"\x97\x01\n\x06ToEdge\x12(\n\x07welcome\x18\x01 \x01(\x0b\x32\x15.splitrt.wire.WelcomeH\x00\x12&\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x14.splitrt.wire.AnswerH\x00\x12\"\n\x04pong\x18\x03 \x01(\x0b\x32\x12.splitrt.wire.PongH\x00\x12\x0f\n\x05leave\x18\x04 \x01(\x08H\x00\x42\x06\n\x04kind\"Q\n\x07Request\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x13.splitrt.wire.Hello\x12\"\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x13.splitrt.wire.Frame*j\n\x06Status\x12\x0f\n\x0bUNSPECIFIED\x10\x00\x12\x06\n\x02OK\x10\x01\x12\x0b\n\x07INVALID\x10\x02\x12\x08\n\x04\x42USY\x10\x03\x12\x0b\n\x07\x45XPIRED\x10\x04\x12\n\n\x06\x46\x41ILED\x10\x05\x12\x0c\n\x08NEED_KEY\x10\x06\x12\t\n\x05STALE\x10\x07\x32x\n\x04Tail\x12:\n\x06Stream\x12\x16.splitrt.wire.ToServer\x1a\x14.splitrt.wire.ToEdge(\x01\x30\x01\x12\x34\n\x05Infer\x12\x15.splitrt.wire.Request\x1a\x14.splitrt.wire.Answerb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'splitrt.wire.tail_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STATUS']._serialized_start=1008
-  _globals['_STATUS']._serialized_end=1114
+  _globals['_STATUS']._serialized_start=1055
+  _globals['_STATUS']._serialized_end=1161
   _globals['_HELLO']._serialized_start=41
-  _globals['_HELLO']._serialized_end=131
-  _globals['_WELCOME']._serialized_start=133
-  _globals['_WELCOME']._serialized_end=197
-  _globals['_FRAME']._serialized_start=199
-  _globals['_FRAME']._serialized_end=310
-  _globals['_TENSOR']._serialized_start=312
-  _globals['_TENSOR']._serialized_end=349
-  _globals['_ANSWER']._serialized_start=352
-  _globals['_ANSWER']._serialized_end=577
-  _globals['_PING']._serialized_start=579
-  _globals['_PING']._serialized_end=615
-  _globals['_PONG']._serialized_start=617
-  _globals['_PONG']._serialized_end=653
-  _globals['_TOSERVER']._serialized_start=656
-  _globals['_TOSERVER']._serialized_end=786
-  _globals['_TOEDGE']._serialized_start=789
-  _globals['_TOEDGE']._serialized_end=923
-  _globals['_REQUEST']._serialized_start=925
-  _globals['_REQUEST']._serialized_end=1006
-  _globals['_TAIL']._serialized_start=1116
-  _globals['_TAIL']._serialized_end=1236
+  _globals['_HELLO']._serialized_end=146
+  _globals['_WELCOME']._serialized_start=148
+  _globals['_WELCOME']._serialized_end=212
+  _globals['_FRAME']._serialized_start=214
+  _globals['_FRAME']._serialized_end=340
+  _globals['_TENSOR']._serialized_start=342
+  _globals['_TENSOR']._serialized_end=379
+  _globals['_ANSWER']._serialized_start=382
+  _globals['_ANSWER']._serialized_end=607
+  _globals['_PING']._serialized_start=609
+  _globals['_PING']._serialized_end=645
+  _globals['_PONG']._serialized_start=647
+  _globals['_PONG']._serialized_end=683
+  _globals['_TOSERVER']._serialized_start=686
+  _globals['_TOSERVER']._serialized_end=816
+  _globals['_TOEDGE']._serialized_start=819
+  _globals['_TOEDGE']._serialized_end=970
+  _globals['_REQUEST']._serialized_start=972
+  _globals['_REQUEST']._serialized_end=1053
+  _globals['_TAIL']._serialized_start=1163
+  _globals['_TAIL']._serialized_end=1283
 # @@protoc_insertion_point(module_scope)

@@ -27,18 +27,20 @@ NEED_KEY: Status
 STALE: Status
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "model", "manifest", "also", "temporal")
+    __slots__ = ("protocol", "model", "manifest", "also", "temporal", "moves")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     ALSO_FIELD_NUMBER: _ClassVar[int]
     TEMPORAL_FIELD_NUMBER: _ClassVar[int]
+    MOVES_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     model: str
     manifest: bytes
     also: _containers.RepeatedScalarFieldContainer[bytes]
     temporal: bool
-    def __init__(self, protocol: _Optional[int] = ..., model: _Optional[str] = ..., manifest: _Optional[bytes] = ..., also: _Optional[_Iterable[bytes]] = ..., temporal: bool = ...) -> None: ...
+    moves: bool
+    def __init__(self, protocol: _Optional[int] = ..., model: _Optional[str] = ..., manifest: _Optional[bytes] = ..., also: _Optional[_Iterable[bytes]] = ..., temporal: bool = ..., moves: bool = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("protocol", "max_inflight", "bases")
@@ -51,7 +53,7 @@ class Welcome(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., max_inflight: _Optional[int] = ..., bases: _Optional[int] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("seq", "plan", "payload", "slack_us", "base", "size", "side")
+    __slots__ = ("seq", "plan", "payload", "slack_us", "base", "size", "side", "trace")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
@@ -59,6 +61,7 @@ class Frame(_message.Message):
     BASE_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     SIDE_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
     seq: int
     plan: int
     payload: bytes
@@ -66,7 +69,8 @@ class Frame(_message.Message):
     base: int
     size: _containers.RepeatedScalarFieldContainer[int]
     side: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, seq: _Optional[int] = ..., plan: _Optional[int] = ..., payload: _Optional[bytes] = ..., slack_us: _Optional[int] = ..., base: _Optional[int] = ..., size: _Optional[_Iterable[int]] = ..., side: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    trace: bytes
+    def __init__(self, seq: _Optional[int] = ..., plan: _Optional[int] = ..., payload: _Optional[bytes] = ..., slack_us: _Optional[int] = ..., base: _Optional[int] = ..., size: _Optional[_Iterable[int]] = ..., side: _Optional[_Iterable[bytes]] = ..., trace: _Optional[bytes] = ...) -> None: ...
 
 class Tensor(_message.Message):
     __slots__ = ("shape", "data")
@@ -127,14 +131,16 @@ class ToServer(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ...) -> None: ...
 
 class ToEdge(_message.Message):
-    __slots__ = ("welcome", "answer", "pong")
+    __slots__ = ("welcome", "answer", "pong", "leave")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
     PONG_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     answer: Answer
     pong: Pong
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ...) -> None: ...
+    leave: bool
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., leave: bool = ...) -> None: ...
 
 class Request(_message.Message):
     __slots__ = ("hello", "frame")

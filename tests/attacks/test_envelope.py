@@ -64,9 +64,9 @@ def varint(value: int) -> bytes:
 
 
 def largest(manifest: Manifest) -> int:
-    """Bytes that a message may have."""
+    """Bytes that a message may have: eight rows of a stock client's."""
     picture = math.prod(manifest.input.shape) + ROOM  # as JPEG
-    return max(4 * elements(manifest), picture) + packet.ENVELOPE
+    return 8 * (max(4 * elements(manifest), picture) + packet.ENVELOPE)
 
 
 def sized(manifest: Manifest, size: int) -> bytes:

@@ -51,6 +51,12 @@ FRAMES: dict[str, Callable[[Manifest], bytes]] = {
     "one number of size": lambda m: request(m, stored(m), size=[32]),
     "a thousand numbers of size": lambda m: request(m, stored(m), size=[1] * 1000),
     "side data nobody wants": lambda m: request(m, stored(m), side=[b"ab"]),
+    "a trace of one byte": lambda m: request(m, stored(m), trace=b"\1"),
+    "a trace one byte short": lambda m: request(m, stored(m), trace=b"\1" * 24),
+    "a trace one byte long": lambda m: request(m, stored(m), trace=b"\1" * 26),
+    "a trace of zeros": lambda m: request(m, stored(m), trace=bytes(25)),
+    "a trace without a span": lambda m: request(m, stored(m), trace=b"\1" * 16 + bytes(9)),
+    "a trace of 100 bytes": lambda m: request(m, stored(m), trace=b"\1" * 100),
     "700 side tensors": lambda m: request(m, stored(m), side=[b""] * 700),
 }
 

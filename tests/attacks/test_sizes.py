@@ -86,6 +86,7 @@ def test_a_message_over_the_largest_is_not_even_read(detector_victim):
     picture = math.prod(manifest.input.shape) + ROOM  # as JPEG
     largest = max(4 * manifest.widths[0].elements, picture)
     largest += largest_side(manifest) + ENVELOPE
+    largest = max(largest, min(4 << 20, 8 * largest))  # several rows of a stock client's
     raw = framed(manifest, plan="f32", payload=bytes(largest))
     with unharmed(detector_victim, {}):
         assert told(detector_victim.channel, raw)[0] == "RESOURCE_EXHAUSTED"

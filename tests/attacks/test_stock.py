@@ -149,6 +149,42 @@ PICTURES: dict[str, Callable[[], Any]] = {
     "a row too few": lambda: picture(len(FILE).to_bytes(4, "little") + FILE, rows=2),
     "a thousand empty rows": lambda: picture(bytes(4000)),
 }
+
+
+def pixels(**tensor: Any) -> Any:
+    """A request of one picture's pixels; tensor: what its input says instead."""
+    made = asking("small", {"image": np.zeros((1, 32, 32, 3), np.uint8)})
+    if "shape" in tensor:
+        del made.inputs[0].shape[:]
+    made.inputs[0].MergeFrom(oip.message("ModelInferRequest").InferInputTensor(**tensor))
+    return made
+
+
+def typed_pixels(value: int, count: int = 32 * 32 * 3) -> Any:
+    made = pixels()
+    del made.raw_input_contents[:]
+    made.inputs[0].contents.uint_contents.extend([value] * count)
+    return made
+
+
+PIXELS: dict[str, Callable[[], Any]] = {
+    "turned": lambda: pixels(shape=[1, 3, 32, 32]),
+    "larger": lambda: pixels(shape=[1, 64, 64, 3]),
+    "negative": lambda: pixels(shape=[1, -32, -32, 3]),
+    "without batch": lambda: pixels(shape=[32, 32, 3]),
+    "huge rows": lambda: pixels(shape=[2**62, 32, 32, 3]),
+    "a row too few": lambda: pixels(shape=[2, 32, 32, 3]),
+    "a byte short": lambda: changed(
+        pixels(), lambda one: one.raw_input_contents.__setitem__(0, bytes(32 * 32 * 3 - 1))
+    ),
+    "a number of two bytes": lambda: typed_pixels(256),
+    "a number of four bytes": lambda: typed_pixels(2**32 - 1),
+    "a typed number short": lambda: typed_pixels(0, 32 * 32 * 3 - 1),
+    "a JPEG file": lambda: changed(
+        pixels(), lambda one: one.raw_input_contents.__setitem__(0, FILE)
+    ),
+    "of another type": lambda: pixels(datatype="INT8"),
+}
 NO_FILES = {
     "an empty file": b"",
     "noise": DICE.randbytes(500),
@@ -166,6 +202,11 @@ def test_a_tensor_that_is_not_what_it_says_is_refused(featured, kind):
 @pytest.mark.parametrize("kind", PICTURES)
 def test_strings_that_do_not_fit_their_tensor_are_refused(victim, kind):
     refused(victim, PICTURES[kind](), "INVALID_ARGUMENT")
+
+
+@pytest.mark.parametrize("kind", PIXELS)
+def test_pixels_that_are_no_picture_of_the_models_are_refused(victim, kind):
+    refused(victim, PIXELS[kind](), "INVALID_ARGUMENT")
 
 
 @pytest.mark.parametrize("kind", NO_FILES)

@@ -51,7 +51,7 @@ def asking(model: str, inputs: dict[str, Any], **fields: Any) -> Any:
             parts = [len(one).to_bytes(4, "little") + one for one in value]
             made.raw_input_contents.append(b"".join(parts))
         else:
-            datatype = {"float32": "FP32", "int64": "INT64"}[value.dtype.name]
+            datatype = {"float32": "FP32", "int64": "INT64", "uint8": "UINT8"}[value.dtype.name]
             made.inputs.add(name=name, datatype=datatype, shape=value.shape)
             made.raw_input_contents.append(value.astype(value.dtype.newbyteorder("<")).tobytes())
     return made

@@ -212,7 +212,7 @@ def test_outputs_of_another_form_are_another_revision_to_a_device(current, model
 
 
 def test_frames_larger_than_the_server_was_started_for_need_a_restart(current, plain_dir):
-    with Server(current, port=0, threads=1) as server:
+    with Server(current, port=0, threads=1, max_inflight=1) as server:
         put(current, plain_dir)
         with pytest.raises(ModelError, match="start it again"):
             server.reload()

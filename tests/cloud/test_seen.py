@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import urllib.error
 import urllib.request
 
 import grpc
 import pytest
+from cryptography import x509
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 from prometheus_client.parser import text_string_to_metric_families
 
-from splitrt.cloud import Seen, Server, oip
+from splitrt.cloud import Guard, Seen, Server, oip, reception
 from splitrt.cloud.figures import Histogram
 from splitrt.errors import LinkError
 from tests.attacks import frames
+from tests.cloud.test_identity import made
+from tests.cloud.test_operation import held
 from tests.conftest import ROOT
+from tests.edge.test_loopback import soon
+from tests.line import Line
 
 
 def figures(server: Server) -> dict[tuple[str, str], float]:
@@ -80,9 +87,26 @@ def test_prometheus_reads_what_the_tally_holds(model_dir):
     assert found["splitrt_batch_size_sum", "small"] == 4
     payloads = sum(len(frames.wire.Request.FromString(raw).frame.payload) for raw in [good] * 4)
     assert found["splitrt_payload_bytes_total", "small"] == payloads
+    for code, count in tally.items():
+        assert found["splitrt_requests_total", f"{code},q8,small"] == count
     for gauge in ("inflight", "queue", "streams"):
         assert found[f"splitrt_{gauge}", ""] == 0
     assert found["process_open_fds", ""] > 0
+
+
+def test_what_a_stranger_sends_never_becomes_a_label(model_dir):
+    """A plan that there is not, or that is the device's own, counts for no codec."""
+    with Server(model_dir, port=0, threads=1, seen=Seen(metrics=0)) as server:
+        stored = frames.stored(server.manifest)
+        plans = [len(server.manifest.plans), 2**32 - 1, *range(1000, 1050)]
+        with grpc.insecure_channel(server.address) as channel:
+            for plan in plans:
+                frames.infer(channel, frames.request(server.manifest, stored, plan=plan))
+            frames.infer(channel, frames.request(server.manifest, stored, "exit"))
+            frames.infer(channel, frames.request(server.manifest, stored, "f32"))
+        found = figures(server)
+    counted = {labels: n for (name, labels), n in found.items() if name == "splitrt_requests_total"}
+    assert counted == {"INVALID,,small": len(plans) + 1, "INVALID,f32,small": 1}
 
 
 def test_a_language_models_server_has_figures_too(llama_dir):
@@ -123,3 +147,50 @@ def test_a_histogram_counts_a_bound_as_within():
     for value in (0.5, 1.0, 1.5, 2.0, 2.5):
         found.add(value)
     assert found.counts == [2, 2, 1] and found.sum == 7.5
+
+
+def probed(server: Server, path: str) -> int:
+    try:
+        with urllib.request.urlopen(f"http://{server.metrics}{path}", timeout=30) as page:
+            return page.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_a_probe_is_told_whether_the_server_is_well_and_whether_it_is_ready(model_dir):
+    with Server(model_dir, port=0, threads=1, grace=20, seen=Seen(metrics=0)) as server:
+        go, closing = held(server), threading.Thread(target=server.close)
+        assert [probed(server, path) for path in ("/healthz", "/readyz", "/")] == [200, 200, 404]
+        with Line(server.address, server.manifest) as line:
+            line.frame(1)
+            assert soon(lambda: server.inflight == 1)
+            closing.start()
+            assert soon(lambda: probed(server, "/readyz") == 503)
+            assert probed(server, "/healthz") == 200  # or it would be killed as it drains
+            go.set()
+        closing.join(20)
+
+
+def test_a_probe_needs_no_certificate_where_devices_do(model_dir, tmp_path):
+    ca = made(tmp_path, "ca", None, [])
+    own = made(tmp_path, "server", ca, [x509.DNSName("tails.test")])
+    guard = Guard(own.cert, own.key, ca.cert)
+    with Server(model_dir, port=0, threads=1, guard=guard, seen=Seen(metrics=0)) as server:
+        assert probed(server, "/readyz") == 200
+
+
+def test_a_server_that_is_stuck_is_not_well(model_dir, monkeypatch):
+    monkeypatch.setattr(reception, "STUCK", 0.2)
+    with Server(model_dir, port=0, threads=1, seen=Seen(metrics=0)) as server:
+        go = threading.Event()
+        server._loop.call_soon_threadsafe(go.wait, 30)
+        assert soon(lambda: probed(server, "/healthz") == 503)
+        go.set()
+        assert soon(lambda: probed(server, "/healthz") == 200)
+
+
+def test_figures_are_for_this_machine_unless_a_host_is_named(model_dir):
+    with Server(model_dir, port=0, threads=1, seen=Seen(metrics=0)) as server:
+        assert server.metrics.startswith("127.0.0.1:")
+    with Server(model_dir, port=0, threads=1, seen=Seen(metrics=0, host="127.0.0.2")) as server:
+        assert server.metrics.startswith("127.0.0.2:") and probed(server, "/healthz") == 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import threading
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 import grpc
 import numpy as np
 import pytest
+from PIL import Image
 
 from splitrt.cloud import Guard, Quota, Server, oip, stock
 from splitrt.core import packet
@@ -89,9 +91,44 @@ def test_the_rows_of_a_request_are_what_its_configuration_says(featured):
         most = call(channel, "ModelConfig", named).config.max_batch_size
         values = features(featured, most)
         found = arrays(call(channel, "ModelInfer", asking("small", {"features": values})))
-        assert len(found["logits"]) == most
+        assert most == 8 and len(found["logits"]) == most
+        alone = [asking("small", {"features": one[None]}) for one in values]
+        each = [arrays(call(channel, "ModelInfer", one))["logits"] for one in alone]
+        np.testing.assert_allclose(found["logits"], np.concatenate(each), rtol=1e-4, atol=1e-5)
         again = asking("small", {"features": np.concatenate([values, values])})
         assert code(channel, "ModelInfer", again)[0] in ("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED")
+
+
+def test_one_bad_row_is_one_clear_error_for_all(featured):
+    values = features(featured, 5)
+    values[3, 0, 0, 0] = np.nan
+    before = dict(featured.tally)
+    with grpc.insecure_channel(featured.address) as channel:
+        name, words = code(channel, "ModelInfer", asking("small", {"features": values}))
+    assert name == "INVALID_ARGUMENT" and words == "payload holds NaN or infinity"
+    assert featured.tally["OK"] == before.get("OK", 0) + 4
+    assert featured.tally["INVALID"] == before.get("INVALID", 0) + 1
+
+
+def test_pixels_may_come_in_a_files_place(server, channel, files):
+    """The same pixels as a JPEG's decoder makes: the same answers, bit for bit."""
+    images = np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in files])
+    for file, image in zip(files, images, strict=True):
+        found = call(channel, "ModelInfer", asking("small", {"image": image[None]}))
+        assert list(found.raw_output_contents) == own(server, file, "jpeg")
+    typed = asking("small", {"image": images[:1]})
+    del typed.raw_input_contents[:]
+    typed.inputs[0].contents.uint_contents.extend(images[0].flatten().tolist())
+    found = call(channel, "ModelInfer", typed)
+    assert list(found.raw_output_contents) == own(server, files[0], "jpeg")
+    several = arrays(call(channel, "ModelInfer", asking("small", {"image": images})))
+    by_file = arrays(call(channel, "ModelInfer", asking("small", {"image": files})))
+    np.testing.assert_allclose(several["logits"], by_file["logits"], rtol=1e-4, atol=1e-5)
+
+
+def test_the_index_names_the_models_that_are_ready(channel):
+    (found,) = call(channel, "RepositoryIndex").models
+    assert (found.name, found.version, found.state) == ("small", "1", "READY")
 
 
 def test_pictures_of_several_sizes_bring_their_size_and_side_data(detector_dir, tmp_path):
@@ -105,6 +142,11 @@ def test_pictures_of_several_sizes_bring_their_size_and_side_data(detector_dir, 
             file = jpeg(image)
             found = call(channel, "ModelInfer", asking(name, {"image": [file], **both}))
             assert list(found.raw_output_contents) == own(server, file, "jpeg", **fields)
+            pixels = np.asarray(Image.open(io.BytesIO(file)))[None]
+            raw = call(channel, "ModelInfer", asking(name, {"image": pixels, **both}))
+            assert raw.raw_output_contents == found.raw_output_contents
+            turned = asking(name, {"image": pixels.transpose(0, 2, 1, 3).copy(), **both})
+            assert code(channel, "ModelInfer", turned)[0] == "INVALID_ARGUMENT"
             mixed = {"picture.size": np.array([[96, 160], [64, 64]]), "size": side.repeat(2, 0)}
             request = asking(name, {"image": [file, file], **mixed})
             assert "several sizes" in code(channel, "ModelInfer", request)[1]

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(
 CLIENT = """
 import json, queue, sys
 import numpy as np
+from PIL import Image
 import tritonclient.grpc as triton
 
 address, model, files = sys.argv[1], sys.argv[2], sys.argv[3:]
@@ -32,10 +33,17 @@ def asking(contents):
     image.set_data_from_numpy(np.array(contents, dtype=np.object_).reshape(-1, 1))
     return [image]
 
+def pixels(images):
+    image = triton.InferInput("image", list(images.shape), "UINT8")
+    image.set_data_from_numpy(images)
+    return [image]
+
 contents = [open(name, "rb").read() for name in files]
 assert client.is_server_live() and client.is_server_ready() and client.is_model_ready(model)
 outputs = [triton.InferRequestedOutput("logits")]
 options = dict(outputs=outputs, timeout=30_000_000)
+seen = np.stack([np.asarray(Image.open(name)) for name in files])
+shot = client.infer(model, pixels(seen), **options)
 single = [client.infer(model, asking([one]), **options) for one in contents]
 several = client.infer(model, asking(contents), request_id="all", compression_algorithm="gzip")
 answers = queue.Queue()
@@ -54,6 +62,8 @@ except triton.InferenceServerException as refused:
 shown = dict(as_json=True)
 print(json.dumps({
     "single": [one.as_numpy("logits").tobytes().hex() for one in single],
+    "shot": shot.as_numpy("logits").tolist(),
+    "index": client.get_model_repository_index(**shown),
     "several": several.as_numpy("logits").tolist(),
     "ids": [several.get_response().id, streamed.get_response().id],
     "again": [one.as_numpy("logits").tobytes().hex() for one in (later, streamed)],
@@ -111,6 +121,9 @@ def test_a_stock_client_gets_what_a_device_gets(server, tmp_path):
     assert found["again"] == [expected[0].hex()] * 2
     rows = np.stack([np.frombuffer(raw, "<f4") for raw in expected])
     np.testing.assert_allclose(found["several"], rows, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["shot"], rows, rtol=1e-4, atol=1e-5)
+    ready = {"name": "small", "version": "1", "state": "READY"}
+    assert found["index"] == {"models": [ready]}
     assert found["ids"] == ["all", "streamed"]
     assert found["status"] == "StatusCode.INVALID_ARGUMENT" and found["words"]
 

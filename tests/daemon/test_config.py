@@ -28,6 +28,7 @@ WRONG: dict[tuple[str, ...], Any] = {
     ("metrics_port",): 70000,
     ("log",): "xml",
     ("grace",): 0.0,
+    ("trace",): "yes",
     ("models",): {},
     ("cameras",): "door",
     (*MODEL, "path"): 7,

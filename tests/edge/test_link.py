@@ -166,11 +166,11 @@ def test_closing_between_two_servers_ends_the_frames_that_wait_for_the_second(mo
 def test_closing_while_a_connection_is_being_made_ends_it(model_dir):
     made, go = threading.Event(), threading.Event()
 
-    def channel(address, options):
+    def channel(address, options, **more):
         if options:  # the first is only to see whether the address is one
             made.set()
             go.wait(20)
-        return Trust().channel(address, options)
+        return Trust().channel(address, options, **more)
 
     with scripted(right) as address:
         trust = SimpleNamespace(channel=channel, metadata=())
