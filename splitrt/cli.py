@@ -266,6 +266,9 @@ def serve(
     reflection: Annotated[
         bool, typer.Option("--reflection", help="Tell clients such as grpcurl what there is.")
     ] = False,
+    adapt: Annotated[
+        bool, typer.Option("--adapt", help="Adapt the exits of devices that ask for it.")
+    ] = False,
     trace: Trace = False,
     ray: cli_fleet.Ray = False,
     ray_address: cli_fleet.Address = "local",
@@ -293,6 +296,7 @@ def serve(
         "max_age": max_age,
         "room": Room(kv_tokens, ttl),
         "seen": Seen(metrics_port, reflection, metrics_host, trace),
+        "adapt": adapt,
     }
     if ray:
         cli_fleet.serve(folder, options, (ray_address, port, stock_port), (replicas, busy), watch)
@@ -342,6 +346,9 @@ def edge(
         typer.Option(help="Re-use an answer up to this change, in grey levels; or `model`."),
     ] = None,
     interval: Annotated[int, typer.Option(help="With --similar: ask one frame in so many.")] = 30,
+    adapt: Annotated[
+        bool, typer.Option("--adapt", help="Let the server adapt the exit to what is seen.")
+    ] = False,
     tls_ca: Annotated[
         Path | None, typer.Option(help="Encrypt; who vouches for the server, PEM.")
     ] = None,
@@ -384,6 +391,7 @@ def edge(
                 tails=tail or (),
                 temporal=keyframe if temporal else False,
                 similar=_similar(similar, interval),
+                adapt=adapt,
                 caps=Caps(bytes=bytes_per_second),
                 trust=trust,
                 standin=standin,

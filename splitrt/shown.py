@@ -157,6 +157,7 @@ def json_line(name: str, plan: str, answer: str, result: Result, further: dict[s
         "reason": result.reason,
         "confidence": result.confidence,
         "sent_bytes": result.sent_bytes,
+        "revision": result.revision,
         "ms": round(result.timings.total, 3),
     }
     return json.dumps(line | further)

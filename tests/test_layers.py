@@ -94,19 +94,29 @@ def test_the_relay_runs_on_a_device_and_knows_neither_half():
 
 
 def test_benchmarks_and_recipes_use_public_names_only():
-    """But for the replays, which drive the controller's pure functions with no device around, and
-    for the star's, which lets another library add what its devices compute.
+    """But for the replays and fleets, which drive the controller's pure functions with no device
+    around, for a fleet's codes, link's rules and ceiling, for the star's, which lets another
+    library add what its devices compute, and for that of adapting, which has head and learner meet
+    without a wire.
     """
+    fleets = {
+        "crowd.py": "splitrt.edge.head", "device.py": "splitrt.edge.link",
+        "tails.py": "splitrt.cloud.tail",
+    }  # fmt: skip
     for folder in ("benchmarks", "models", "demos"):
         for path in (ROOT / folder).glob("**/*.py"):
             for name in imports(path):
                 if name.startswith("splitrt"):
                     public = name in PUBLIC or name.startswith("splitrt.wire.")
-                    replays = path.parent.name in ("link", "endtoend")
+                    replays = path.parent.name in ("link", "endtoend", "fleet")
                     pure = replays and name.startswith("splitrt.core")
                     star = path.parent.name == "star" and path.name == "with_gloo.py"
                     inner = star and name.startswith(("splitrt.star.", "splitrt.core.shards"))
-                    assert public or pure or inner, path
+                    fleet = path.parent.name == "fleet" and name == fleets.get(path.name)
+                    there = ("splitrt.cloud.learn", "splitrt.cloud.program")
+                    halves = (*there, "splitrt.core.", "splitrt.edge.head")
+                    met = path.parent.name == "adapt" and name.startswith(halves)
+                    assert public or pure or inner or fleet or met, path
 
 
 def test_importing_splitrt_imports_no_torch_no_cv2_and_nothing_of_chat_metrics_or_traces():

@@ -1,4 +1,4 @@
-"""How much each device may send: two buckets that fill with time, of frames and of bytes."""
+"""How much may come: of each device by buckets that fill with time, of all by what was refused."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from splitrt.errors import SplitrtError
 
 MOST_DEVICES = 10_000  # whose buckets are kept; the one not seen for longest is forgotten
 EXACT = 1e-6  # seconds: what rounding may leave over
+HALF_LIFE = 1.0  # seconds in which what was taken and refused is forgotten by half
+FREE = 0.15  # refusals for each frame that was taken, which are too few to do anything about
+FEW = 10.0  # frames, of which nothing can be learnt
+AWAY = 3.0  # seconds to stay away, for each refusal beyond those
+LONGEST_AWAY = 2.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +89,30 @@ class Quotas:
         if len(self._devices) > MOST_DEVICES:
             self._devices.popitem(last=False)
         return buckets
+
+
+class Excess:
+    """How many frames were refused of late because of the others, for each that was taken.
+
+    A refusal costs the server a quarter of a millisecond, which the frames that it could answer
+    then lack. So whoever is refused is told to stay away, the longer the more are.
+    """
+
+    def __init__(self) -> None:
+        self._taken = self._refused = self._at = 0.0
+
+    def taken(self, now: float) -> None:
+        """One more that was taken."""
+        self._fade(now)
+        self._taken += 1
+
+    def refused(self, now: float) -> float:
+        """One more that was not; seconds to stay away."""
+        self._fade(now)
+        self._refused += 1
+        share = self._refused / max(FEW, self._taken)
+        return min(LONGEST_AWAY, AWAY * max(0.0, share - FREE))
+
+    def _fade(self, now: float) -> None:
+        left = 0.5 ** (max(0.0, now - self._at) / HALF_LIFE)
+        self._taken, self._refused, self._at = left * self._taken, left * self._refused, now

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from splitrt.cloud.admit import Excess
 from splitrt.cloud.kept import Kept
 from splitrt.cloud.tail import Tail
 from splitrt.core import packet
@@ -170,7 +171,7 @@ class Batcher:
         self.pace = Pace()
         self._running: Running | None = None
         self._deliver = deliver or _each
-        self._room, self._closed = room, False
+        self._room, self._closed, self._excess = room, False, Excess()
         self._jobs: deque[Job] = deque()
         self._enough = 1  # jobs that wake the thread
         self._ready = threading.Condition(threading.Lock())
@@ -183,22 +184,31 @@ class Batcher:
         return len(self._jobs)
 
     def submit(self, job: Job) -> None:
-        """Queue a frame, or refuse it at once: no room, or no time."""
+        """Queue a frame, or refuse it at once: no room, or no time.
+
+        A frame that would have been in time without the others comes again the later, the more
+        such frames there are.
+        """
         pace, now = self.pace, job.arrived
         expected = pace.ahead(self.waiting, self.largest, now, self._running)
         alone = min(expected, pace.surely(1, now))
         safely = alone + DOUBT * (expected - alone)
-        if job.expires is not None and now + safely > job.expires:
-            job.refuse(wire.EXPIRED, f"an answer takes {1000 * expected:.0f} ms now")
-            return
+        late = job.expires is not None and now + safely > job.expires
         with self._ready:
             full = len(self._jobs) >= self._room
-            if not full:
+            if not (late or full):
+                self._excess.taken(now)
                 self._jobs.append(job)
                 if len(self._jobs) == self._enough:
                     self._ready.notify()
-        if full:
-            job.refuse(wire.BUSY, "the queue is full", max(1, int(1000 * expected)))
+                return
+            hopeless = late and now + alone > job.expires
+            away = 0.0 if hopeless else self._excess.refused(now)
+        if late:
+            words = f"an answer takes {1000 * expected:.0f} ms now"
+            job.refuse(wire.EXPIRED, words, int(1000 * away))
+        else:
+            job.refuse(wire.BUSY, "the queue is full", max(1, int(1000 * max(expected, away))))
 
     def close(self) -> None:
         """Answer what is queued, then end the thread."""

@@ -22,7 +22,7 @@ class Branch:
     """
 
     def __init__(self, folder: str | Path, manifest: Manifest, device: torch.device) -> None:
-        self.manifest, self.device = manifest, device
+        self.folder, self.manifest, self.device = Path(folder), manifest, device
         self.module = self._program(folder, "tail.pt2")
         self.whole = None
         if any(spec.coder == "jpeg" for spec in manifest.codecs.values()):

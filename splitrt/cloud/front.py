@@ -15,6 +15,7 @@ from splitrt.cloud.batch import Batcher, Job, Reply
 from splitrt.cloud.identity import Guard, Tokens
 from splitrt.cloud.kept import Kept, Shelf
 from splitrt.cloud.reception import Reception
+from splitrt.cloud.school import Make, School
 from splitrt.cloud.stream import Stream
 from splitrt.cloud.tail import Tail
 from splitrt.cloud.trace import Tracer
@@ -29,7 +30,7 @@ SERVICE = "splitrt.wire.Tail"
 
 
 class Front(Reception):
-    """All calls of devices that send frames."""
+    """All calls of devices that send frames. make: what adapts their exits, where that is done."""
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class Front(Reception):
         room: int,
         max_age: float | None = None,
         tracer: Tracer | None = None,
+        make: Make | None = None,
     ) -> None:
         super().__init__(
             max_inflight=max_inflight, guard=guard, tokens=tokens, quota=quota, max_age=max_age
@@ -51,6 +53,7 @@ class Front(Reception):
         self._tracer = tracer
         self.batcher = Batcher(tail, largest=tail.enough(max_batch), deliver=self._deliver)
         self.shelf = shelf(tail)
+        self.school = None if make is None else School(self.tally, make)
         self._alone = 0  # unary frames that are not answered yet
 
     @property
@@ -64,6 +67,11 @@ class Front(Reception):
         return [tail.branches[one].manifest.name for one in tail.answering(wanted) or ()]
 
     @property
+    def named(self) -> bool:
+        """Whether a device's name is its own, and not its host's."""
+        return self.guard.client_ca is not None or self.tokens is not None
+
+    @property
     def waiting(self) -> int:
         """Frames that were taken and not answered yet."""
         return self.tally.inflight
@@ -71,11 +79,20 @@ class Front(Reception):
     @property
     def gauges(self) -> dict[str, int]:
         """What there is now, by name."""
-        return {**super().gauges, "queue": self.batcher.waiting}
+        learning = {} if self.school is None else {"learners": len(self.school)}
+        return {**super().gauges, "queue": self.batcher.waiting, **learning}
 
     def close(self) -> None:
-        """End the batcher; waits for it."""
+        """End the batcher and the school; waits for them."""
         self.batcher.close()
+        if self.school is not None:
+            self.school.close()
+
+    async def drain(self, grace: float) -> None:
+        """As every reception; nothing is learnt any more."""
+        if self.school is not None:
+            self.school.stop()
+        await super().drain(grace)
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """The service's two calls."""
@@ -100,6 +117,8 @@ class Front(Reception):
         if tail.manifest.contract != self.batcher.tail.manifest.contract:
             self.shelf = shelf(tail)  # streams of the old head keep their room until they end
         self.batcher.tail = tail
+        if self.school is not None:
+            self.school.clear()
 
     @property
     def _busy(self) -> bool:

@@ -101,9 +101,23 @@ class Scrape:
         for name, count in sorted(self._front.tally.read().items()):
             answers.add_metric([name], count)
         yield answers
+        if lessons := self._front.tally.lessons():
+            yield _lessons(lessons)
         for name, value in self._front.gauges.items():
             yield GaugeMetricFamily(f"splitrt_{name}", f"Now: {name}.", value)
         yield from _families(self._front.tally.figures())
+
+
+def _lessons(counts: Mapping[str, int]) -> Metric:
+    """What became of samples and revisions, where exits are adapted."""
+    family = CounterMetricFamily(
+        "splitrt_lessons",
+        "Samples taken, dropped; revisions sent, refused, reverted.",
+        labels=["event"],
+    )
+    for name, count in sorted(counts.items()):
+        family.add_metric([name], count)
+    return family
 
 
 class Silent(WSGIRequestHandler):

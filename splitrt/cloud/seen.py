@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from splitrt.cloud import oip
-from splitrt.wire import decode_pb2, tail_pb2
+from splitrt.wire import adapt_pb2, decode_pb2, tail_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,12 @@ class Seen:
     traces: bool = False
 
 
-def reflect(server: grpc.aio.Server, *, language: bool) -> None:
+def reflect(server: grpc.aio.Server, *, language: bool, adapt: bool = False) -> None:
     """Let clients without our .proto files, such as grpcurl, ask for them; everybody may."""
     ours = decode_pb2 if language else tail_pb2
     known = [_file(module) for module in (ours, health_pb2, reflection_pb2)]
     known += [] if language else oip.files()
+    known += [_file(adapt_pb2)] if adapt else []
     pool = DescriptorPool()
     for file in known:
         pool.AddSerializedFile(file.SerializeToString())

@@ -24,12 +24,15 @@ from splitrt.cloud.front import Front
 from splitrt.cloud.health import Health
 from splitrt.cloud.identity import Guard, Tokens
 from splitrt.cloud.layers import Layers
+from splitrt.cloud.lesson import Lessons
 from splitrt.cloud.reception import IDLE
 from splitrt.cloud.reload import renewed, watch
 from splitrt.cloud.schedule import Scheduler
+from splitrt.cloud.school import learners
 from splitrt.cloud.scrape import Scrape
 from splitrt.cloud.seen import Seen, reflect
 from splitrt.cloud.stock import Stock
+from splitrt.cloud.subject import largest_beside
 from splitrt.cloud.tail import Tail
 from splitrt.cloud.talk import Talks, largest_message
 from splitrt.cloud.trace import Tracer
@@ -55,8 +58,9 @@ class Server:
     lets in. quota: what each device may send. grace: seconds that closing may take. max_age:
     seconds after which a device is asked to go on to another server, or to come again. room: what
     the server of a language model may hold; it has no tails and no batches. seen: what it tells
-    others. peers: all servers of the fleet it belongs to, for devices that ask. inside: a unix
-    socket, too, where whoever may open it speaks unencrypted.
+    others. adapt: the exits of devices that ask for it are adapted to what they see. peers: all
+    servers of the fleet it belongs to, for devices that ask. inside: a unix socket, too, where
+    whoever may open it speaks unencrypted.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class Server:
         max_age: float | None = None,
         room: Room = Room(),
         seen: Seen = Seen(),
+        adapt: bool = False,
         peers: fleet.Peers | None = None,
         inside: Path | None = None,
     ) -> None:
@@ -88,7 +93,7 @@ class Server:
         tokens = None if guard.tokens is None else Tokens(guard.tokens)
         self._credentials = guard.credentials()
         self.host, self.grace = host, grace
-        self._guard, self._threads, self._seen = guard, threads, seen
+        self._guard, self._threads, self._seen, self._adapt = guard, threads, seen, adapt
         self._peers, self._inside = peers, inside
         self._folders = [Path(folder), *map(Path, tails)]
         letting: dict[str, Any] = {"max_inflight": max_inflight, "guard": guard, "tokens": tokens}
@@ -98,13 +103,18 @@ class Server:
         if is_language(folder):
             if tracer is not None:
                 raise SplitrtError("a language model's server makes no traces\nhelp: leave it out")
+            if adapt:
+                raise ModelError("a language model's exits are not adapted\nhelp: leave out adapt")
             layers = self._layers(device, others=tails)
             self._largest = largest_message(layers.manifest)
             front = partial(Talks, layers, room, threads=threads, **letting)
         else:
             tail = Tail(folder, Manifest.load(folder), others=tails, device=device, threads=threads)
             self._largest = letting["room"] = tail.largest_message(max_inflight)
-            front = partial(Front, tail, max_batch=max_batch, tracer=tracer, **letting)
+            if adapt:
+                self._largest += largest_beside(tail.manifest)
+            letting |= {"tracer": tracer, "make": learners() if adapt else None}
+            front = partial(Front, tail, max_batch=max_batch, **letting)
         self._over, self._reloading = threading.Event(), threading.Lock()
         self._scrape: Scrape | None = None
         ready: Future[int] = Future()
@@ -139,6 +149,11 @@ class Server:
     def tally(self) -> Mapping[str, int]:
         """Answers by status and calls that ended early by code, since the server began."""
         return self._front.tally.read()
+
+    @property
+    def lessons(self) -> Mapping[str, int]:
+        """What became of devices' samples and of revisions, since the server began."""
+        return self._front.tally.lessons()
 
     @property
     def inflight(self) -> int:
@@ -295,11 +310,14 @@ class Server:
         self._health.add_to(server)
         if isinstance(self._front, Front):
             server.add_generic_rpc_handlers((Stock(self._front).handlers(),))
+            if self._front.school is not None:
+                lessons = Lessons(self._front, self._front.school)
+                server.add_generic_rpc_handlers((lessons.handlers(),))
         if self._peers is not None:
             told = fleet.handlers(self._peers, self._front.known, self._front.tally)
             server.add_generic_rpc_handlers((told,))
         if self._seen.reflection:
-            reflect(server, language=self.language)
+            reflect(server, language=self.language, adapt=self._adapt)
         try:
             bound = self._bind(server, f"{self.host}:{port}")
         except RuntimeError:

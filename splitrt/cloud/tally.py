@@ -31,6 +31,7 @@ class Tally:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
+        self._lessons: Counter[str] = Counter()
         self._figures: dict[str, Figures] = {}
         self._inflight = 0
 
@@ -53,6 +54,18 @@ class Tally:
         """One more of that name."""
         with self._lock:
             self._counts[name] += 1
+
+    def learnt(self, name: str) -> None:
+        """One more of that name of what becomes of samples and revisions: see `lessons`."""
+        with self._lock:
+            self._lessons[name] += 1
+
+    def lessons(self) -> Mapping[str, int]:
+        """Samples taken and dropped; revisions sent, refused by the learner's guard, withdrawn by
+        it, reverted by their devices.
+        """
+        with self._lock:
+            return MappingProxyType(dict(self._lessons))
 
     def awaited(
         self,

@@ -35,6 +35,8 @@ class Result:
     where: "edge" or "cloud"; None if nobody answered, and then `reason` says why.
     plan: the plan that made the answer.  reason: also set when the edge stood in for the cloud.
     confidence: of the local exit, 0 to 1, where it ran.  sent_bytes: of the whole message.
+    revision: number of the exit's revision that answered, judged or helped the server;
+    0: the exit as it was shipped.
     """
 
     outputs: dict[str, np.ndarray]
@@ -44,3 +46,4 @@ class Result:
     confidence: float | None = None
     timings: Timings = field(default_factory=Timings)
     sent_bytes: int = 0
+    revision: int = 0

@@ -82,6 +82,7 @@ def reply(
         sent_bytes=result.sent_bytes,
         missed=missed,
         size=size or (),
+        revision=result.revision,
     )
 
 
@@ -98,6 +99,7 @@ def result(reply: wire.Reply) -> Result:
         confidence=reply.confidence if reply.HasField("confidence") else None,
         timings=Timings(**{name: getattr(reply.timings, name) for name in names}),
         sent_bytes=reply.sent_bytes,
+        revision=reply.revision,
     )
 
 

@@ -85,6 +85,9 @@ class ModelPart(Part):
     interval: Annotated[int, Field(ge=1)] = Field(
         default=30, description="with similar: ask one frame in so many, 1 or more"
     )
+    adapt: bool = Field(
+        default=False, description="true: the server adapts the exit to what is seen"
+    )
     caps: CapsPart = Field(
         default=CapsPart(), description="a table of bytes, joules, watts, uj_per_byte"
     )
@@ -112,6 +115,7 @@ class ModelPart(Part):
             "tails": self.tails,
             "temporal": self.temporal,
             "similar": similar,
+            "adapt": self.adapt,
             "caps": Caps(**self.caps.model_dump()),
             "trust": self._trust(environ),
             "standin": self.standin,

@@ -83,7 +83,11 @@ class Gauges:
         server = GaugeMetricFamily(
             "splitrt_server_seconds", "Queue and tail, as it is believed.", labels=["model"]
         )
+        revision = GaugeMetricFamily(
+            "splitrt_exit_revision", "Of the exit, in use; 0: as shipped.", labels=["model"]
+        )
         for name, resident in self._residents().items():
+            revision.add_metric([name], resident.edge.revision)
             reached, estimate = resident.edge.up, resident.edge.estimate
             if reached is not None:
                 up.add_metric([name], float(reached))
@@ -91,7 +95,7 @@ class Gauges:
                 rtt.add_metric([name], estimate.rtt)
                 rate.add_metric([name], math.exp(min(estimate.mu, 100.0)))
                 server.add_metric([name], estimate.server)
-        yield from (up, rtt, rate, server)
+        yield from (up, rtt, rate, server, revision)
         yield from self._cameras()
         for name, value in self._counts().items():
             told = GaugeMetricFamily(f"splitrt_{name}", name.replace("_", " ").capitalize() + ".")

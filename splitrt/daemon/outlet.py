@@ -89,6 +89,7 @@ def line(seen: Seen) -> str:
             "reason": result.reason,
             "confidence": _number(result.confidence),
             "sent_bytes": result.sent_bytes,
+            "revision": result.revision,
             "ms": round(result.timings.total, 3),
             "answer": answer,
             "outputs": {name: _numbers(array) for name, array in result.outputs.items()},

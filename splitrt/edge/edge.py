@@ -34,8 +34,10 @@ from splitrt.edge.inputs import filled, parted
 from splitrt.edge.link import SILENCE, Link
 from splitrt.edge.parcel import Arrival, Parcel
 from splitrt.edge.pilot import Caps, Pilot, able
+from splitrt.edge.pupil import Pupil
 from splitrt.edge.standin import Standin, kept
 from splitrt.edge.still import rule
+from splitrt.edge.study import Study, View
 from splitrt.edge.temporal import EVERY, Temporal
 from splitrt.edge.trust import Trust
 from splitrt.errors import (
@@ -71,9 +73,12 @@ class Edge:
     earlier ones where that is smaller, with a keyframe at least every so many (True: 30); the
     answers are the same. similar: in a stream, a picture that changed by no more than this (grey
     levels; True: the manifest's) since the last answered one gets that answer again, with the
-    plan "similar". trust: whom the device trusts and who it is; by default
-    the link is not encrypted. standin: whether a model without an exit keeps its tail.onnx ready
-    here, too, to answer in the server's stead.
+    plan "similar". adapt: the server adapts the exit to what the camera sees (CEMA, Chen et al.
+    2024), if it was started so: of the frames of the plan's width a few that teach are told to it,
+    whoever answers them, and revisions of the exit come back; the server's answer to a frame for
+    which one is used is blended with what it found. trust: whom the device trusts and who
+    it is; by default the link is not encrypted. standin: whether a model without an exit keeps its
+    tail.onnx ready here, too, to answer in the server's stead.
 
         with Edge("models/cifar10-resnet", cloud="gpu-box:50700", deadline=0.1) as edge:
             result = edge({"image": image})
@@ -100,6 +105,7 @@ class Edge:
         tails: Sequence[str | Path] = (),
         temporal: bool | int = False,
         similar: Similar | float | bool = False,
+        adapt: bool = False,
         caps: Caps = Caps(),
         trust: Trust = Trust(),
         standin: bool = True,
@@ -135,6 +141,7 @@ class Edge:
             pilot = Pilot(self.manifest, seconds, caps=caps, patience=deadline)
         self._course = Course(chosen, gated, pilot)
         self.witness: Witness | None = None  # see `traced`
+        study = self._study(chosen) if adapt else None
         self._link: Link | None = None
         self._standin: Standin | None = None
         if cloud is not None and chosen.place == "cloud":
@@ -149,6 +156,7 @@ class Edge:
             self._link = Link(
                 cloud, self.manifest, ear=ear, also=self._also, temporal=asks, trust=trust
             )
+        self._pupil = None if study is None else Pupil(cloud or "", study, trust=trust)
 
     @property
     def plan(self) -> str:
@@ -182,6 +190,16 @@ class Edge:
         return None if pilot is None else pilot.state.link
 
     @property
+    def revision(self) -> int:
+        """Number of the exit's revision in use; 0: the exit is as it was shipped."""
+        return 0 if self._pupil is None else self._pupil.study.used
+
+    def revert(self) -> None:
+        """Answer by the exit as it was shipped, until the server has a newer revision."""
+        if self._pupil is not None:
+            self._pupil.revert()
+
+    @property
     def patience(self) -> float:
         """Seconds after which a frame is given up."""
         return PATIENCE if self.deadline is None else self.deadline
@@ -201,6 +219,8 @@ class Edge:
         """Leave the server."""
         if self._link is not None:
             self._link.close()
+        if self._pupil is not None:
+            self._pupil.close()
 
     def __call__(self, inputs: Mapping[str, np.ndarray] | np.ndarray) -> Result:
         """Answer one input; the deadline starts now."""
@@ -302,7 +322,17 @@ class Edge:
         except (LinkError, ModelMismatch, PacketError) as error:
             self._stand_in(flight)
             return ended(flight, self.manifest, error), error
+        if self._pupil is not None and flight.view is not None:
+            self._advise(self._pupil, flight, flight.view, outputs)
         return answered(flight, arrival, outputs), None
+
+    def _advise(
+        self, pupil: Pupil, flight: Flight, view: View, outputs: dict[str, np.ndarray]
+    ) -> None:
+        """The server's own logits judge the revision; then they are what it makes of them."""
+        name, pictured = pupil.study.record.output, self.manifest.pictured(flight.plan)
+        pupil.compare(view, outputs[name])
+        outputs[name] = pupil.study.blend(view, outputs[name], pictured=pictured)
 
     def _chosen(self, plan: str | None) -> Plan:
         names = [one.name for one in self.manifest.plans]
@@ -317,6 +347,12 @@ class Edge:
         if chosen.place == "cloud" and self._cloud is None:
             raise SplitrtError(f"plan {plan!r} needs a server\nhelp: pass cloud='host:50700'")
         return chosen
+
+    def _study(self, chosen: Plan) -> Study:
+        """Of the exit that stands in for that plan, or answers by it."""
+        if self._cloud is None:
+            raise SplitrtError("adapt needs a server\nhelp: pass cloud='host:50700'")
+        return Study(self._folder, self.manifest, self.manifest.width(chosen), self._codecs)
 
     def _ready(self, plan: Plan) -> None:
         """Load what the plan needs beside the heads."""
@@ -339,6 +375,9 @@ class Edge:
         own = self._standin is not None and head is self._standin.head
         if own and names and "features" not in names:
             names.append("features")
+        rung = None if self._pupil is None else self._pupil.study.rung_of(head.width)
+        if rung is not None and "exit" in names and rung not in names:
+            names.append(rung)
         return names
 
     def _steered(self, flight: Flight, pilot: Pilot) -> bool:
@@ -366,11 +405,19 @@ class Edge:
                 return
         record = width.exit
         if record is not None and "exit" in seen:
-            flight.exit = {record.output: seen["exit"]}
-            flight.verdict = judge(seen["exit"], record)
+            flight.view = self._viewed(width, seen)
+            logits = seen["exit"] if flight.view is None else flight.view.logits
+            flight.exit = {record.output: logits}
+            flight.verdict = judge(logits, record)
             exits = self.manifest.exit_plan(width)
             if exits is not None and self._stays(flight, flight.verdict):
                 flight.outputs, flight.plan = flight.exit, exits
+
+    def _viewed(self, width: Width, seen: dict[str, np.ndarray]) -> View | None:
+        """The exit's logits and what a revision makes of them; None where it is not adapted."""
+        pupil = self._pupil
+        rung = None if pupil is None else pupil.study.rung_of(width)
+        return None if pupil is None or rung is None else pupil.see(seen["exit"], seen[rung])
 
     def _stays(self, flight: Flight, verdict: Verdict) -> bool:
         """Whether the exit's answer is the frame's."""

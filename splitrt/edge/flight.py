@@ -16,6 +16,7 @@ from splitrt.core.manifest import Manifest, Plan
 from splitrt.core.result import Result, Timings
 from splitrt.edge.parcel import Arrival, Parcel, Pending
 from splitrt.edge.pilot import Pilot
+from splitrt.edge.study import View
 from splitrt.errors import (
     DeadlineMissed,
     LinkDown,
@@ -61,6 +62,7 @@ class Flight:
     ran: float = 0.0  # seconds that the local tail took for it
     empty: str | None = None  # why it was dropped
     verdict: Verdict | None = None
+    view: View | None = None  # of an exit that is adapted
     decision: Decision | None = None  # the controller's, where it sends the frame
     why: str | None = None  # it was not sent, in the controller's words; or nobody stands in
     pending: Pending | None = None
@@ -69,6 +71,11 @@ class Flight:
     in_vain: int = 0  # bytes of a message that the server could not open
     error: SplitrtError | None = None  # why it was not sent
     trip: Trip | None = None  # its spans, where it is traced and goes to the server
+
+    @property
+    def revision(self) -> int:
+        """Number of the revision by which the exit answered or judged, 0 for none."""
+        return 0 if self.view is None else self.view.number
 
     @property
     def alike(self) -> str:
@@ -131,6 +138,7 @@ def answered(flight: Flight, arrival: Arrival, outputs: dict[str, np.ndarray]) -
         confidence=flight.verdict.confidence if flight.verdict else None,
         timings=timings,
         sent_bytes=flight.pending.sent_bytes + flight.in_vain,
+        revision=flight.revision,
     )
 
 
@@ -156,4 +164,5 @@ def ended(flight: Flight, manifest: Manifest, error: SplitrtError | None) -> Res
         confidence=flight.verdict.confidence if flight.verdict else None,
         timings=replace(timings, total=total),
         sent_bytes=flight.pending.sent_bytes + flight.in_vain if flight.pending else 0,
+        revision=flight.revision,
     )

@@ -26,6 +26,7 @@ class Seen:
     small: np.ndarray
     outputs: dict[str, np.ndarray]
     confidence: float | None
+    revision: int
 
 
 class Still:
@@ -61,7 +62,9 @@ class Still:
             self._last = None
             return
         outputs = _copied(result.outputs)
-        self._last = Seen(frame.name, frame.captured, small, outputs, result.confidence)
+        self._last = Seen(
+            frame.name, frame.captured, small, outputs, result.confidence, result.revision
+        )
 
 
 def rule(similar: Similar | float | bool, manifest: Manifest) -> Similar | None:
@@ -92,6 +95,7 @@ def _again(last: Seen, frame: Frame, started: float, why: str) -> Result:
         plan=PLAN,
         reason=f"hardly changed since {last.name}, {age:.1f} s before: {why}",
         confidence=last.confidence,
+        revision=last.revision,
         timings=Timings(
             capture=1000 * (started - frame.captured),
             gate=1000 * (now - started),

@@ -272,7 +272,7 @@ def _joined(address: str, life: ExitStack) -> tuple[int, str]:
     life.callback(ray.shutdown)
     try:
         context = ray.init(address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray has no narrower one for a node that does not start
         raise LinkError(
             f"no Ray at {address}: {error}\nhelp: `ray start --head` there, or --ray-address "
             "local; for a cluster that wants a token, RAY_AUTH_MODE=token and Ray's token file"

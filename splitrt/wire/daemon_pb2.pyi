@@ -85,7 +85,7 @@ class Timings(_message.Message):
     def __init__(self, capture: _Optional[float] = ..., head: _Optional[float] = ..., gate: _Optional[float] = ..., codec: _Optional[float] = ..., link: _Optional[float] = ..., server: _Optional[float] = ..., batch: _Optional[float] = ..., tail: _Optional[float] = ..., total: _Optional[float] = ...) -> None: ...
 
 class Reply(_message.Message):
-    __slots__ = ("frame", "index", "outputs", "where", "plan", "reason", "confidence", "timings", "sent_bytes", "missed", "size")
+    __slots__ = ("frame", "index", "outputs", "where", "plan", "reason", "confidence", "timings", "sent_bytes", "missed", "size", "revision")
     FRAME_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -97,6 +97,7 @@ class Reply(_message.Message):
     SENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     MISSED_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     frame: str
     index: int
     outputs: _containers.RepeatedCompositeFieldContainer[Array]
@@ -108,7 +109,8 @@ class Reply(_message.Message):
     sent_bytes: int
     missed: int
     size: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, frame: _Optional[str] = ..., index: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[Array, _Mapping]]] = ..., where: _Optional[str] = ..., plan: _Optional[str] = ..., reason: _Optional[str] = ..., confidence: _Optional[float] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., sent_bytes: _Optional[int] = ..., missed: _Optional[int] = ..., size: _Optional[_Iterable[int]] = ...) -> None: ...
+    revision: int
+    def __init__(self, frame: _Optional[str] = ..., index: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[Array, _Mapping]]] = ..., where: _Optional[str] = ..., plan: _Optional[str] = ..., reason: _Optional[str] = ..., confidence: _Optional[float] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., sent_bytes: _Optional[int] = ..., missed: _Optional[int] = ..., size: _Optional[_Iterable[int]] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class Changes(_message.Message):
     __slots__ = ("lines",)

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from splitrt.cloud import Quota, Server
-from splitrt.cloud.admit import MOST_DEVICES, Bucket, Quotas
+from splitrt.cloud.admit import HALF_LIFE, LONGEST_AWAY, MOST_DEVICES, Bucket, Excess, Quotas
 from splitrt.core.manifest import Manifest
 from splitrt.errors import SplitrtError
 from splitrt.wire import tail_pb2 as wire
@@ -98,3 +98,13 @@ def test_a_device_at_ten_times_its_quota_is_refused_and_the_others_are_answered(
     assert all(answer.status == wire.BUSY and answer.retry_after_ms > 0 for answer in refused)
     assert any("quota" in answer.detail for answer in refused)
     assert {answer.status for answer in told[1]} == {wire.OK}
+
+
+def test_few_refusals_send_nobody_away_and_many_are_forgotten():
+    excess = Excess()
+    for frame in range(100):
+        excess.taken(10.0 + frame / 1000)
+    assert excess.refused(10.1) == 0.0
+    waits = [excess.refused(10.1) for _ in range(200)]
+    assert waits == sorted(waits) and waits[-1] == LONGEST_AWAY
+    assert excess.refused(10.1 + 20 * HALF_LIFE) == 0.0

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from splitrt.cloud.admit import LONGEST_AWAY
 from splitrt.cloud.batch import LONGEST_WAIT, Batcher, Job, Pace, Running
 from splitrt.cloud.tail import Tail, knee
 from splitrt.core.manifest import Manifest
@@ -274,3 +275,35 @@ def test_a_decoder_that_fails_fails_one_frame_and_the_next_is_answered():
     found = {answer.seq: answer for answer in answers}
     assert [found[seq].status for seq in range(3)] == [wire.OK, wire.FAILED, wire.OK]
     assert found[1].detail == "the frame cannot be opened"
+
+
+def crowded(tail: FakeTail, slack: float, count: int) -> list[wire.Answer]:
+    """The refusals of so many frames that come after three of 1 s each, the first of which runs."""
+    batcher, answers = Batcher(tail, largest=1), []
+    for seq in range(3):
+        batcher.submit(job(seq, answers))
+        until = time.monotonic() + 10
+        while batcher._running is None and time.monotonic() < until:
+            time.sleep(0.01)
+    now = time.monotonic()
+    batcher.pace = Pace(size=1, frames=1, seconds=1.0, ended=now + 1000)
+    for seq in range(3, 3 + count):
+        batcher.submit(job(seq, answers, expires=now + slack))
+    refused = list(answers)
+    tail.go.set()
+    batcher.close()
+    return refused
+
+
+def test_who_is_refused_for_the_others_sake_stays_away_the_longer_the_more_are(tail):
+    refused = crowded(tail, slack=2.0, count=20)
+    assert [answer.status for answer in refused] == [wire.EXPIRED] * 20
+    waits = [answer.retry_after_ms for answer in refused]
+    assert waits == sorted(waits) and waits[0] == 0
+    assert 0 < waits[4] < waits[5] < waits[-1] == 1000 * LONGEST_AWAY
+
+
+def test_who_would_be_late_on_an_empty_server_is_not_told_to_stay_away(tail):
+    refused = crowded(tail, slack=0.5, count=20)
+    assert [answer.status for answer in refused] == [wire.EXPIRED] * 20
+    assert {answer.retry_after_ms for answer in refused} == {0}

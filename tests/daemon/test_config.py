@@ -40,6 +40,7 @@ WRONG: dict[tuple[str, ...], Any] = {
     (*MODEL, "temporal"): 0,
     (*MODEL, "similar"): -1.0,
     (*MODEL, "interval"): 0,
+    (*MODEL, "adapt"): 1,
     (*MODEL, "caps"): 1000,
     (*MODEL, "caps", "bytes"): float("inf"),
     (*MODEL, "caps", "joules"): -2.0,

@@ -139,7 +139,7 @@ def test_drafts_that_are_agreed_with_save_steps(tmp_path):
 
 
 def test_a_window_says_the_same(four, wanted, tmp_path):
-    for room in (Room(window=3), Room(window=1), Room(memory=10**9)):
+    for room in (Room(window=3), Room(window=1), Room(memory=4 * 10**9)):
         with Star(four, room=room) as star, threads(star, 1, tmp_path):
             assert said(star) == wanted
     with pytest.raises(ModelError, match="MB are too few"):

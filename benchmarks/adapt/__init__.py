@@ -1,0 +1,1 @@
+"""Adapting the exit to pictures that were never trained on: corruptions, streams, figures."""
