@@ -6,18 +6,15 @@ import difflib
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Future
-from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Literal, TypeGuard
+from typing import Literal
 
 import numpy as np
 
 from splitrt.core import packet
-from splitrt.core.codec import Codec, codecs
+from splitrt.core.codec import codecs
 from splitrt.core.control import LATE
 from splitrt.core.estimate import Estimate
 from splitrt.core.gate import Verdict, judge
@@ -27,12 +24,12 @@ from splitrt.core.result import Result, Timings
 from splitrt.core.side import pack, unpack
 from splitrt.edge.camera import Camera
 from splitrt.edge.capture import Frame, Pictures
+from splitrt.edge.crossing import PATIENCE, Crossing
 from splitrt.edge.ear import Deaf
 from splitrt.edge.flight import Course, Flight, Witness, answered, ended, opened
 from splitrt.edge.head import Head, LocalTail
 from splitrt.edge.inputs import filled, parted
 from splitrt.edge.link import SILENCE, Link
-from splitrt.edge.parcel import Arrival, Parcel
 from splitrt.edge.pilot import Caps, Pilot, able
 from splitrt.edge.pupil import Pupil
 from splitrt.edge.standin import Standin, kept
@@ -48,12 +45,8 @@ from splitrt.errors import (
     PacketError,
     SplitrtError,
 )
-from splitrt.wire import tail_pb2 as wire
 
 NOTHING: Mapping[str, np.ndarray] = MappingProxyType({})
-MARGIN = 0.002  # seconds before the deadline at which the exit stands in
-EARLY = 0.02  # seconds that a local tail begins before it must: a busy machine wakes nobody in time
-PATIENCE = 10.0  # seconds a frame may take when no deadline is given
 
 
 class Edge:
@@ -143,6 +136,7 @@ class Edge:
         self.witness: Witness | None = None  # see `traced`
         study = self._study(chosen) if adapt else None
         self._link: Link | None = None
+        self._crossing: Crossing | None = None
         self._standin: Standin | None = None
         if cloud is not None and chosen.place == "cloud":
             if standin:
@@ -155,6 +149,14 @@ class Edge:
             asks = self._temporal is not None
             self._link = Link(
                 cloud, self.manifest, ear=ear, also=self._also, temporal=asks, trust=trust
+            )
+            self._crossing = Crossing(
+                self.manifest,
+                self._codecs,
+                self._link,
+                deadline=deadline,
+                temporal=self._temporal,
+                standin=self._standin,
             )
         self._pupil = None if study is None else Pupil(cloud or "", study, trust=trust)
 
@@ -276,9 +278,9 @@ class Edge:
             pictured = self.manifest.pictured(plan)
             if self._standin is not None and head is self._standin.head:
                 flight.features = seen.get("features")
-            self._send(flight, plan, prepared if pictured else next(iter(seen.values())))
-            if flight.error is not None:
-                self._stand_in(flight)
+            assert self._crossing is not None  # _chosen saw to it
+            codes = prepared if pictured else next(iter(seen.values()))
+            self._crossing.send(flight, plan, codes, self.witness)
         elif self._tail is not None:
             flight.outputs = self._tail(seen["features"], unpack(self.manifest.side, parts))
             ran = 1000 * (time.monotonic() - after_gate)
@@ -312,15 +314,13 @@ class Edge:
         return result
 
     def _landed(self, flight: Flight) -> tuple[Result, SplitrtError | None]:
-        if flight.pending is None or flight.outputs is not None:
+        if self._crossing is None or flight.pending is None or flight.outputs is not None:
             return ended(flight, self.manifest, flight.error), flight.error
         try:
-            arrival = self._arrival(flight)
-            if arrival.answer.status == wire.NEED_KEY and flight.packed is not None:
-                arrival = self._again(flight)
+            arrival = self._crossing.arrival(flight)
             outputs = opened(flight, arrival, self.manifest, self._also)
         except (LinkError, ModelMismatch, PacketError) as error:
-            self._stand_in(flight)
+            self._crossing.stand_in(flight)
             return ended(flight, self.manifest, error), error
         if self._pupil is not None and flight.view is not None:
             self._advise(self._pupil, flight, flight.view, outputs)
@@ -427,81 +427,6 @@ class Edge:
         if pilot is not None and decision is not None:
             return not pilot.confirms(decision, verdict)
         return flight.course.gated and verdict.sure
-
-    def _send(self, flight: Flight, plan: Plan, codes: np.ndarray) -> None:
-        assert self._link is not None and plan.codec is not None  # _chosen saw to it
-        started = time.monotonic()
-        codec = self._codecs[plan.name]
-        if self.manifest.sizes is not None:
-            codec = codec.sized(codes.shape)
-        try:
-            payload, delta = codec.encode(codes), None
-            if self._temporal is not None and flight.outputs is None and _differs(codec):
-                packed = flight.packed = codec.pack(codes)
-                delta = self._temporal.delta(flight.alike, codec, packed, payload)
-            encoded = time.monotonic()
-            flight.timings = replace(flight.timings, codec=1000 * (encoded - started))
-            until = None if self.deadline is None else flight.captured + self.deadline
-            if until is not None and encoded >= until:
-                raise DeadlineMissed(f"the head took longer than {1000 * self.patience:.0f} ms")
-            place = self.manifest.plans.index(plan)
-            if self.witness is not None:
-                trace = self.witness.sends(flight, encoded)
-                flight.beside = replace(flight.beside, trace=trace)
-            flight.parcel = Parcel(place, payload, until, flight.beside)
-            flight.pending = self._link.send(flight.parcel, delta)
-            self._remember(flight)
-        except (LinkError, ModelMismatch, PacketError) as error:
-            answered = flight.outputs is not None and not isinstance(error, ModelMismatch)
-            flight.error = None if answered else error
-
-    def _remember(self, flight: Flight) -> None:
-        if self._temporal is not None and flight.packed is not None and flight.pending is not None:
-            self._temporal.remember(flight.pending, flight.alike, flight.packed)
-
-    def _again(self, flight: Flight) -> Arrival:
-        """Send the frame as a keyframe: the server had not kept what it was a difference to."""
-        assert self._link is not None and flight.pending is not None and flight.parcel is not None
-        if flight.parcel.until is not None and time.monotonic() >= flight.parcel.until:
-            raise DeadlineMissed(f"no keyframe within {1000 * self.patience:.0f} ms")
-        again = self._link.send(flight.parcel)
-        flight.in_vain, flight.pending = flight.pending.sent_bytes, again
-        self._remember(flight)
-        return self._arrival(flight)
-
-    def _arrival(self, flight: Flight) -> Arrival:
-        assert flight.pending is not None
-        until = flight.captured + self.patience - (MARGIN if flight.exit is not None else 0.0)
-        late = DeadlineMissed(f"no answer within {1000 * self.patience:.0f} ms")
-        try:
-            arrival = self._awaited(flight, flight.pending.future, until)
-        except (FutureTimeout, CancelledError):
-            flight.pending.future.cancel()
-            raise late from None
-        if arrival.at > until:
-            raise late
-        return arrival
-
-    def _awaited(self, flight: Flight, future: Future[Arrival], until: float) -> Arrival:
-        """What comes by then; a tail that stands in runs meanwhile, when just its time is left."""
-        if self._standin is not None:
-            begin = until - self._standin.seconds(flight) - EARLY
-            with suppress(FutureTimeout):
-                return future.result(max(0.0, begin - time.monotonic()))
-            self._stand_in(flight)
-            if flight.local is not None:
-                until -= MARGIN
-        return future.result(max(0.0, until - time.monotonic()))
-
-    def _stand_in(self, flight: Flight) -> None:
-        """Have the local tail answer, if it is there and can still do so in time."""
-        if self._standin is not None and flight.outputs is None:
-            self._standin.answer(flight, flight.captured + self.patience)
-
-
-def _differs(codec: Codec | Jpeg) -> TypeGuard[Codec]:
-    """Whether one frame's codes can be a difference to another's."""
-    return codec.codes
 
 
 def _offline(manifest: Manifest) -> str:
