@@ -23,6 +23,7 @@ class Line:
         *,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Sequence[tuple[str, str]] = (),
+        moves: bool = False,
     ) -> None:
         options = [("grpc.use_local_subchannel_pool", 1)]
         self.manifest = manifest
@@ -32,7 +33,9 @@ class Line:
             else grpc.secure_channel(address, credentials, options)
         )
         self._outbox: queue.SimpleQueue[wire.ToServer | None] = queue.SimpleQueue()
-        self.put(wire.ToServer(hello=packet.hello(manifest)))
+        hello = packet.hello(manifest)
+        hello.moves = moves
+        self.put(wire.ToServer(hello=hello))
         stub = TailStub(self.channel)
         self.call = stub.Stream(iter(self._outbox.get, None), timeout=120, metadata=metadata)
         try:

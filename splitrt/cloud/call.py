@@ -49,9 +49,7 @@ class Call:
             await asyncio.wait({self._reading, self._writing}, return_when=asyncio.FIRST_COMPLETED)
             if self._broken is None:
                 self._end()
-                await asyncio.wait({self._writing})
-            else:  # a write that is cancelled midway would make gRPC lose the status, too
-                await asyncio.wait({self._writing}, timeout=LAST_WRITE)
+            await asyncio.wait({self._writing})  # which `break_off` ends, too
         finally:
             self.reception.streams.discard(self)
             await self._stop()
@@ -68,16 +66,20 @@ class Call:
             await self.context.abort(grpc.StatusCode.INVALID_ARGUMENT, words)
         return message
 
-    def part(self) -> None:
+    def part(self) -> bool:
         """Ask the device to go to another server; end one that does not know how when it is quiet.
 
-        It sends on until it has read that, and what it sent is answered: nothing is lost.
+        It sends on until it has read that, and what it sent is answered: nothing is lost. False if
+        it was asked before, or cannot be now.
         """
         if not self.moves and self.quiet(QUIET):
             self.leave()
+            return True
         if self.moves and not self._asked:
             self._asked = True
             self._outbox.put_nowait(self._leave())
+            return True
+        return False
 
     def leave(self) -> None:
         """Read no more; what is in flight is still answered."""
@@ -93,10 +95,14 @@ class Call:
         return self.inflight == 0
 
     def break_off(self, code: grpc.StatusCode, words: str) -> None:
-        """End the call now, whatever is in flight."""
+        """End the call now, whatever is in flight, and though it has ended but for the writer."""
+        if self._broken is not None:
+            return
         self._broken = code, words
         self._reading.cancel()
         self._outbox.put_nowait(None)  # wakes the writer
+        # Not at once: a write that is cancelled midway would make gRPC lose the status, too.
+        self.reception.loop.call_later(LAST_WRITE, self._writing.cancel)
 
     async def _stop(self) -> None:
         """End both tasks. gRPC's own errors say that the device is gone."""

@@ -84,9 +84,10 @@ class Lesson(Call):
     async def serve(self) -> None:
         """From the first message to the last revision."""
         first = await self.first(wire.ToTeacher, ("start",), "the first message is not a Start")
-        subject = await self.lessons.subject(first.start, self.context)
         # Here, not with the first write: an abort beside that write would never reach the device.
+        # And before the subject: the loop turns, and no other model may come before the desk.
         await self.context.send_initial_metadata(())
+        subject = await self.lessons.subject(first.start, self.context)
         self._desk = await self.lessons.desk(self, subject, first.start)
         self._outbox.put_nowait(_ready(subject))
         try:

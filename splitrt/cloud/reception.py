@@ -58,9 +58,14 @@ class Reception:
                     stream.part()
 
     def send_on(self, count: int) -> None:
-        """Ask so many devices, those that are here longest, to go on to another server."""
-        for stream in sorted(self.streams, key=lambda stream: stream.began)[:count]:
-            stream.part()
+        """Ask so many devices, those that are here longest, to go on to another server.
+
+        Who stays though it was asked, or cannot be asked, keeps no place among them.
+        """
+        for stream in sorted(self.streams, key=lambda stream: stream.began):
+            if count <= 0:
+                return
+            count -= stream.part()
 
     async def drain(self, grace: float) -> None:
         """Ask each device to go on to another server, so that nothing is lost; in `grace` seconds.

@@ -88,8 +88,13 @@ class Server:
             31 << 20
         )  # freed at once: raises glibc's mmap threshold, 1 MB messages 2.5× faster
         guard.check(host)
+        if max_batch < 1 or max_inflight < 1:
+            found = f"max_batch = {max_batch}, max_inflight = {max_inflight}"
+            raise SplitrtError(f"{found}\nhelp: both 1 or more")
         if max_age is not None and not 0 < max_age < math.inf:
             raise SplitrtError(f"max_age = {max_age}\nhelp: seconds, more than 0, or none")
+        if not 0 <= grace < math.inf:
+            raise SplitrtError(f"grace = {grace}\nhelp: seconds, 0 or more")
         tokens = None if guard.tokens is None else Tokens(guard.tokens)
         self._credentials = guard.credentials()
         self.host, self.grace = host, grace
@@ -119,19 +124,11 @@ class Server:
         self._scrape: Scrape | None = None
         ready: Future[int] = Future()
 
-        async def run() -> None:
-            self._front = front()
-            await self._serve(port, ready)
-
         self._thread = threading.Thread(
-            target=lambda: asyncio.run(run()), name="server", daemon=True
+            target=lambda: asyncio.run(self._run(front, port, ready)), name="server", daemon=True
         )
         self._thread.start()
-        try:
-            self.port = ready.result()
-        except LinkError:
-            self._front.close()
-            raise
+        self.port = ready.result()
         if seen.metrics is not None:
             self._publish(seen.metrics)
 
@@ -302,6 +299,21 @@ class Server:
         self._front.tokens = tokens
         await self._health.serving(self._front.names)
 
+    async def _run(self, front: Callable[[], Front | Talks], port: int, ready: Future[int]) -> None:
+        """Serve until the end. What keeps it from beginning is told to who waits for `ready`."""
+        try:
+            self._front = front()
+        except Exception as error:
+            ready.set_exception(error)
+            return
+        try:
+            await self._serve(port, ready)
+        except Exception as error:
+            if ready.done():
+                raise
+            self._front.close()
+            ready.set_exception(error)
+
     async def _serve(self, port: int, ready: Future[int]) -> None:
         self._loop, self._closing = asyncio.get_running_loop(), asyncio.Event()
         self._health = Health()
@@ -320,10 +332,9 @@ class Server:
             reflect(server, language=self.language, adapt=self._adapt)
         try:
             bound = self._bind(server, f"{self.host}:{port}")
-        except RuntimeError:
+        except RuntimeError as error:
             taken = f"{self.host}:{port} cannot be bound\nhelp: another port, or 0 for a free one"
-            ready.set_exception(LinkError(taken))
-            return
+            raise LinkError(taken) from error
         await self._health.serving(self._front.names)
         await server.start()
         watching = asyncio.create_task(self._front.watch())

@@ -166,7 +166,7 @@ def _said(body: bytes, manifest: Manifest) -> tuple[int, Plan]:
     start = LONGEST_HEADER
     header = json.loads(body[start : start + int.from_bytes(body[:start], "little")])
     try:
-        said = json.loads(header.get("__metadata__", {}).get("revision", ""))
+        said = json.loads((header.get("__metadata__") or {}).get("revision", ""))
         number, model, names = said["number"], said["model"], (said["width"], said["plan"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise PacketError(f"revision does not say whose it is\n{HELP}") from error

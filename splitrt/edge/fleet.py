@@ -17,6 +17,7 @@ from splitrt.wire.fleet_pb2_grpc import FleetStub
 
 LARGEST = 64 << 10  # bytes of what is told
 LONGEST = 261  # characters of an address
+SOCKETS = ("unix:", "unix-abstract:", "vsock:")  # gRPC takes them for no host, whatever follows
 MOST = 256  # servers
 ATTEMPT = 1.0  # seconds for each that is asked
 OTHERS = 3  # replicas that are asked if the door does not answer
@@ -37,7 +38,8 @@ class Fleet:
     def __call__(self, where: str, trust: Trust) -> Sequence[str]:
         """Addresses, those with least to do first. SplitrtError where nobody tells."""
         name = host_and_port(where, where)[0]
-        others = self._dice.sample(self._told, min(OTHERS, len(self._told)))
+        known = [address for address in self._told if address != where]
+        others = self._dice.sample(known, min(OTHERS, len(known)))
         for address in (where, *others):
             try:
                 self._told = replicas(address, trust, name=name)
@@ -73,8 +75,9 @@ def _rounded(inflight: float) -> float:
 
 
 def _proved(told: str, address: str) -> str:
+    fits = len(told) <= LONGEST and not told.startswith(SOCKETS)
     try:
-        host_and_port(told, told[:LONGEST])
+        host_and_port(told, told if fits else "")
     except LinkError:
         shown = packet.told(told[:40])
         raise PacketError(f"{address} tells of a server at {shown!r}\nhelp: host:port") from None

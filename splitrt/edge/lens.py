@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import TimeoutError as FutureTimeout
 from functools import partial
 from typing import Any, Protocol
 
@@ -99,7 +100,7 @@ class Connector:
     def read(self) -> np.ndarray | None:
         try:
             image = self._camera.capture_array("main", wait=READ)
-        except (RuntimeError, TimeoutError):  # stopped; silent
+        except (RuntimeError, FutureTimeout, TimeoutError):  # stopped; silent, in Python 3.10 too
             return None
         return np.ascontiguousarray(image)
 

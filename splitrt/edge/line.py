@@ -190,7 +190,7 @@ class Line:
         self._call = call
         alarm = self._alarm(call)
         try:
-            if self._epoch != epoch:  # it was given up before there was a call to cancel
+            if self._epoch != epoch or self.over:  # given up before there was a call to cancel
                 call.cancel()
             for message in call:
                 with self._changed:

@@ -269,7 +269,8 @@ class Link:
                     continue
                 now = time.monotonic()
                 waiting = [pending.last for pending in self._pending.values()]
-                waiting += [self._pinged[1]] if self._pinged is not None else []
+                pinged = self._pinged  # a pong takes it away without the lock
+                waiting += [pinged[1]] if pinged is not None else []
                 idle = not waiting and now - self._spoke > IDLE
                 if idle:
                     self._ping(now)
@@ -321,7 +322,7 @@ def renamed(error: Exception, address: str) -> LinkError | ModelMismatch:
     detail = packet.told(error.details() or "") if isinstance(error, grpc.Call) else ""
     logger.debug("%s: %s %s", address, code, detail)
     if code == grpc.StatusCode.FAILED_PRECONDITION:
-        return ModelMismatch(detail)
+        return ModelMismatch(detail or f"{address} holds another model")
     if code in REFUSALS:
         return Refused(f"{address}: {detail}")
     if code == grpc.StatusCode.UNAVAILABLE and any(words in detail for words in DISTRUST):

@@ -92,7 +92,7 @@ class Pupil:
 
     def _tell(self, number: int) -> None:
         """Let the server know that this revision was dropped; 0: none was."""
-        if number and self._up:
+        if number:
             with self._changed:
                 self._drops.append(number)
                 self._changed.notify_all()
@@ -138,8 +138,10 @@ class Pupil:
     def _outgoing(self, over: threading.Event) -> Iterator[wire.ToTeacher]:
         """What this call sends; gRPC's own thread runs it, and waits here."""
         yield wire.ToTeacher(start=self._start())
-        while not (over.is_set() or self._closed.is_set()):
+        while True:
             with self._changed:
+                if over.is_set() or self._closed.is_set():  # under the lock: it is notified once
+                    return
                 now, found = time.monotonic(), None
                 drop = self._drops.popleft() if self._up and self._drops else 0
                 if self._up and not drop:
@@ -156,6 +158,8 @@ class Pupil:
 
     def _start(self) -> wire.Start:
         study = self.study
+        with self._changed:
+            self._drops.clear()  # Start says what is in use; what is dropped since is told
         return wire.Start(
             hello=packet.hello(study.manifest),
             width=study.width.name,
@@ -178,7 +182,6 @@ class Pupil:
             self._say(f"{self.address} adapts the exit of {self.study.width.name}", logging.INFO)
             with self._changed:
                 self.satchel.open(message.ready.rate, message.ready.unread)
-                self._drops.clear()  # Start has said what is in use
                 self._up, self._tail, self._useless = True, message.ready.tail, 0
                 self._changed.notify_all()
         elif message.HasField("taken"):

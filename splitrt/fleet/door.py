@@ -38,9 +38,10 @@ class Door:
         guard.check(host)
         self._peers, self._guard, self.host = peers, guard, host
         self._tokens = None if guard.tokens is None else Tokens(guard.tokens)
+        credentials = guard.credentials()
         ready: Future[int] = Future()
         self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._serve(port, guard.credentials(), ready)),
+            target=lambda: asyncio.run(self._serve(port, credentials, ready)),
             name="door",
             daemon=True,
         )

@@ -189,7 +189,8 @@ class Fleet:
                 self._refresh()
             except RayError as error:
                 logger.warning("the book does not answer: %s", type(error).__name__)
-                self._book = opened(self.name)
+                with contextlib.suppress(RayError):  # nor does Ray: at the next beat, again
+                    self._book = opened(self.name)
 
     def _refresh(self) -> None:
         entries = ray.get(self._book.read.remote(), timeout=PATIENCE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import tempfile
@@ -19,6 +20,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from ray.exceptions import RayError
 
 from splitrt.cloud import Seen, Server
+from splitrt.cloud.trace import HEADER
+from splitrt.core.tls import TOKEN
 from splitrt.core.trace import exporting
 from splitrt.fleet.book import BEAT, here, opened
 from splitrt.fleet.ingress import Raw, methods
@@ -29,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 SAMPLES = 10  # of what is in flight, a beat
 SPAN = 5  # beats that the average is over
+PASSED = (TOKEN, HEADER)  # of a stock client's metadata
 PATIENCE = 2.0  # seconds for the book, and for the server's own health
 UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
@@ -106,7 +110,8 @@ class Replica:
                 self._beat()
             except RayError as error:  # the peers stay as they were
                 logger.warning("the book does not answer: %s", type(error).__name__)
-                self._book = opened(self._named)
+                with contextlib.suppress(RayError):  # nor does Ray: at the next beat, again
+                    self._book = opened(self._named)
 
     def _beat(self) -> None:
         told = self._book.beat.remote(self._name, self._entry())
@@ -156,8 +161,8 @@ class Replica:
 
 
 def _passed(context: Any) -> list[tuple[str, Any]]:
-    """Of a call's metadata, what says who asks."""
-    return [(key, value) for key, value in context.invocation_metadata() if key == "authorization"]
+    """Of a call's metadata, what says who asks, and of which trace that is a part."""
+    return [(key, value) for key, value in context.invocation_metadata() if key in PASSED]
 
 
 def _method(way: str) -> Callable[..., Any]:

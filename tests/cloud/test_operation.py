@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 
@@ -9,10 +10,12 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from splitrt import SplitrtError
 from splitrt.cloud import Server
 from splitrt.cloud.call import PADDING, PING_BURST
 from splitrt.core.manifest import Manifest
 from splitrt.wire import tail_pb2 as wire
+from tests.attacks import frames, http2
 from tests.edge.test_loopback import soon
 from tests.line import Line
 
@@ -189,3 +192,76 @@ def test_devices_that_never_rest_are_refused_in_the_end(model_dir, manifest):
     sending.join(20)
     assert not sending.is_alive()
     assert statuses[0] == (wire.OK, 0) and statuses[-1] == (wire.BUSY, 1000)
+
+
+def alive(line: socket.socket) -> None:
+    """Answer the server's pings until it hangs up."""
+    said, over = b"", False
+    while not over:
+        piece, over = http2.heard(line, 0.2)
+        said += piece
+        while len(said) >= 9 + (size := int.from_bytes(said[:3], "big")):
+            if said[3] == http2.PING and not said[4]:
+                http2.sent(line, http2.frame(http2.PING, 1, payload=said[9 : 9 + size]))
+            said = said[9 + size :]
+
+
+def test_who_ends_and_reads_nothing_is_sent_away_too(model_dir, manifest, monkeypatch):
+    """Its last answer can never be written: for ever the call would keep its place."""
+    from splitrt.cloud import reception
+
+    monkeypatch.setattr(reception, "IDLE", 1.0)
+    monkeypatch.setattr(reception, "WATCH", 0.05)
+    with Server(model_dir, port=0, threads=1) as server:
+        line = http2.greeted(server.address, http2.setting(http2.INITIAL_WINDOW, 0))
+        http2.sent(line, http2.call(1, frames.STREAM))
+        http2.sent(line, http2.message(1, frames.hello(manifest)))
+        for _ in range(100):
+            http2.sent(line, http2.message(1, frames.framed(frames.request(manifest, b"x"))))
+        assert soon(lambda: sum(server.tally.values()) == 100) and server.devices == 1
+        http2.sent(line, http2.frame(http2.DATA, http2.END_STREAM, 1))
+        threading.Thread(target=alive, args=(line,), daemon=True).start()
+        assert soon(lambda: server.devices == 0, 15)
+        http2.hung_up(line)
+
+
+def test_a_model_that_fails_its_first_batches_is_an_error_of_the_server(model_dir, monkeypatch):
+    def enough(self, largest: int) -> int:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("splitrt.cloud.tail.Tail.enough", enough)
+    told = []
+
+    def start() -> None:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            Server(model_dir, port=0, threads=1)
+        told.append(True)
+
+    starting = threading.Thread(target=start, daemon=True)
+    starting.start()
+    starting.join(20)
+    assert told
+
+
+@pytest.mark.parametrize("grace", [float("nan"), float("inf"), -1.0])
+def test_a_grace_that_is_no_time_is_an_error(model_dir, grace):
+    with pytest.raises(SplitrtError, match="grace"):
+        Server(model_dir, port=0, threads=1, grace=grace)
+
+
+def test_devices_that_do_not_go_on_do_not_keep_others(server, manifest):
+    """The oldest was asked and stays: the next one is asked then."""
+    with (
+        Line(server.address, manifest, moves=True) as stays,
+        Line(server.address, manifest, moves=True) as goes,
+    ):
+        server.send_on(1)
+        assert stays.get().leave
+        server.send_on(1)
+        assert goes.get().leave
+
+
+@pytest.mark.parametrize("wrong", [{"max_batch": 0}, {"max_inflight": -1}])
+def test_a_server_that_could_take_nothing_is_refused(model_dir, wrong):
+    with pytest.raises(SplitrtError, match="1 or more"):
+        Server(model_dir, port=0, **wrong)

@@ -15,6 +15,8 @@ import pytest
 from splitrt import Edge
 from splitrt.cloud import Guard, Quota, Seen, Server
 from splitrt.cloud.desk import ACTIVE, DESKS, OF_ONE, QUEUE, Desks, Whose
+from splitrt.cloud.lesson import Lesson
+from splitrt.cloud.tail import Tail
 from splitrt.core.manifest import Manifest
 from splitrt.core.revision import Revision
 from splitrt.errors import ModelError, Refused
@@ -394,3 +396,38 @@ def test_the_directory_of_a_copy_is_where_its_learner_looks(model_dir, monkeypat
             pupil.put(sample(manifest))
             assert soon(lambda: Parrot.made)
             assert Parrot.made[0].subject.folder == folder
+
+
+def test_another_tail_that_comes_as_a_device_does_is_what_it_learns_of(
+    model_dir, manifest, monkeypatch, tmp_path
+):
+    eager(monkeypatch)
+    with Server(model_dir, port=0, threads=1, adapt=True) as server:
+        folder = scaled(model_dir, tmp_path / "next", 4)
+        other = Tail(folder, Manifest.load(folder), threads=1)
+        other.succeed(server.tail)
+
+        class Slow:
+            """A device's context: while its metadata go, the server takes up the other tail."""
+
+            def __init__(self, context) -> None:
+                self.context = context
+
+            def __getattr__(self, name: str):
+                return getattr(self.context, name)
+
+            async def send_initial_metadata(self, metadata) -> None:
+                await self.context.send_initial_metadata(metadata)
+                server._front.swap(other)
+
+        real = Lesson.serve
+
+        async def serve(self) -> None:
+            self.context = Slow(self.context)
+            await real(self)
+
+        monkeypatch.setattr(Lesson, "serve", serve)
+        with Class(server.address, start(manifest)) as device:
+            assert device.ready.tail == other.manifest.digest
+            [desk] = server._front.school._desks
+            assert desk.subject.tail is server.tail is other

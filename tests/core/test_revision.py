@@ -41,6 +41,12 @@ def body(header: dict[str, str], **other: np.ndarray) -> bytes:
     return save({**halves, **other}, header)
 
 
+def unsaid() -> bytes:
+    """A file in whose header stands null for what it says of itself."""
+    header = b'{"__metadata__":null}   '
+    return len(header).to_bytes(8, "little") + header
+
+
 def test_a_revision_arrives_as_it_was_sent():
     sent = revision()
     found = Revision.decode(sent.encode(), MANIFEST)
@@ -134,6 +140,7 @@ def test_the_device_makes_the_values_that_the_server_makes():
         (revision().encode()[:-1], "no safetensors"),
         (revision().encode() + b"\x00", "no safetensors"),
         (body({}), "does not say whose"),
+        (unsaid(), "does not say whose"),
         (body({"revision": "[" * 5000}), "does not say whose"),
         (body({"revision": "[]"}), "does not say whose"),
         (body(said(model="00" * 32)), "revision of model 000000000000…, wanted"),

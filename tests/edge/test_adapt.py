@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 
@@ -22,6 +23,7 @@ from splitrt.core.revision import averaged, corrected
 from splitrt.daemon import arrays
 from splitrt.daemon.outlet import line
 from splitrt.daemon.seen import Seen
+from splitrt.edge.pupil import Pupil
 from splitrt.edge.satchel import FASTEST, KEPT, SILENCE, Satchel
 from splitrt.edge.study import LEAST, WINDOW, Study, View
 from splitrt.errors import PacketError
@@ -431,6 +433,72 @@ def test_a_device_that_leaves_while_it_tells_ends_its_thread(model_dir, monkeypa
             assert len(edge._pupil.satchel) == KEPT and edge._pupil.satchel.lost >= 100 - KEPT - 2
     assert len(results) == 120 and all(result.where == "edge" for _, result in results)
     assert soon(lambda: not any(one.name == "pupil" for one in threading.enumerate()))
+
+
+def test_a_revision_dropped_before_the_next_server_is_ready_is_told_to_it(model_dir, manifest):
+    heard: list[wire.ToTeacher] = []
+    came, reverted = threading.Event(), threading.Event()
+
+    def script(requests, context):
+        heard.append(next(requests))
+        if heard[-1].start.used:
+            came.set()
+            reverted.wait(20)
+            yield ready()
+            heard.extend(requests)
+            return
+        yield ready()
+        yield told(favouring(manifest))
+
+    with teaching(script) as address:
+        with Edge(model_dir, cloud=address, plan="exit", adapt=True) as edge:
+            assert came.wait(20)
+            edge.revert()
+            reverted.set()
+            assert soon(lambda: heard[-1].dropped.number == 1)
+
+
+def test_a_server_of_another_model_that_says_no_more_is_asked_again(model_dir, caplog):
+    asked = []
+
+    def script(requests, context):
+        asked.append(next(requests))
+        context.abort(grpc.StatusCode.FAILED_PRECONDITION, "")
+
+    with teaching(script) as address:
+        with Edge(model_dir, cloud=address, plan="exit", adapt=True):
+            assert soon(lambda: len(asked) > 1)
+    assert f"not adapting: {address} holds another model" in caplog.text
+
+
+def test_a_call_that_ends_just_before_its_sender_waits_leaves_no_thread(
+    model_dir, manifest, monkeypatch
+):
+    monkeypatch.setattr(Pupil, "_keep", lambda pupil: None)
+    pupil = Pupil("127.0.0.1:1", study(model_dir, manifest))
+
+    class Over(threading.Event):
+        """Set as soon as the lock is free, once somebody has asked and not begun to wait."""
+
+        def is_set(self) -> bool:
+            before = super().is_set()
+            if not before:
+                end = threading.Thread(target=self.end)
+                end.start()
+                end.join(0.2)
+            return before
+
+        def end(self) -> None:
+            with pupil._changed:
+                self.set()
+                pupil._changed.notify_all()
+
+    sender = threading.Thread(target=list, args=(pupil._outgoing(Over()),), daemon=True)
+    sender.start()
+    sender.join(5)
+    alive = sender.is_alive()
+    pupil.close()
+    assert not alive
 
 
 # the satchel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import grpc
 import pytest
 from cryptography import x509
 
-from splitrt import Edge, LinkDown, LinkError, PacketError, Refused, Trust
+from splitrt import Edge, LinkDown, LinkError, PacketError, Refused, SplitrtError, Trust
 from splitrt.cloud import Guard, Server
 from splitrt.edge.fleet import LARGEST, MOST, Fleet, replicas
 from splitrt.edge.roll import Roll
@@ -77,6 +78,9 @@ def test_a_load_that_is_no_number_of_frames_comes_last():
         "a b:1",
         "a:1\n",
         "x" * 300,
+        "x" * 255 + ":50700, and more",
+        "unix:123",
+        "unix-abstract:123",
     ],
 )
 def test_what_is_no_server_is_not_taken(address):
@@ -114,6 +118,16 @@ def test_a_door_that_is_gone_is_not_needed_by_who_knows_a_replica():
         assert sorted(fleet(door, Trust())) == [there, "new:1"]
     with pytest.raises(LinkError):
         fleet(door, Trust())
+
+
+def test_where_the_door_is_a_replica_that_is_gone_every_other_one_is_asked():
+    for seed in range(8):  # whatever the order in which they are asked
+        fleet = Fleet(random.Random(seed))
+        with telling() as (replica, there):
+            with telling() as (told, door):
+                told.entries = replica.entries = [one(there), one(door)]
+                assert sorted(fleet(door, Trust())) == sorted([there, door])
+            assert sorted(fleet(door, Trust())) == sorted([there, door])
 
 
 def test_a_lie_of_the_door_does_not_hide_what_was_known():
@@ -203,3 +217,17 @@ def test_a_door_whose_port_is_taken_says_so(server):
 def test_a_fleet_without_a_place_is_an_error_at_once(address):
     with pytest.raises(LinkError, match="is no host and port"):
         Roll(address, Trust())
+
+
+def test_a_door_whose_certificate_cannot_be_read_is_an_error(tmp_path):
+    guard, told = Guard(cert=tmp_path / "none.pem", key=tmp_path / "none.key"), []
+
+    def start() -> None:
+        with pytest.raises(SplitrtError, match="cannot be read"):
+            Door(list, host="127.0.0.1", port=0, guard=guard)
+        told.append(True)
+
+    starting = threading.Thread(target=start, daemon=True)
+    starting.start()
+    starting.join(20)
+    assert told

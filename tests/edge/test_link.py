@@ -7,14 +7,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import SimpleNamespace
 
 import grpc
 import numpy as np
 import pytest
 
-from splitrt import Edge, LinkDown
+from splitrt import Edge, LinkDown, ModelMismatch
 from splitrt.core.manifest import Manifest
 from splitrt.demo import shipped
 from splitrt.edge.link import Link
@@ -47,10 +47,14 @@ class Scripted(TailServicer):
             yield wire.ToEdge(answer=answer)
 
 
+def scripted(script: Frames) -> AbstractContextManager[str]:
+    return serving(Scripted(script))
+
+
 @contextmanager
-def scripted(script: Frames) -> Iterator[str]:
+def serving(servicer: TailServicer) -> Iterator[str]:
     server = grpc.server(ThreadPoolExecutor(4))
-    add_TailServicer_to_server(Scripted(script), server)
+    add_TailServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
@@ -182,6 +186,16 @@ def test_closing_while_a_connection_is_being_made_ends_it(model_dir):
         go.set()
         closing.join(20)
         assert not link._thread.is_alive()
+
+
+def test_a_server_of_another_model_need_not_say_more(model_dir, image):
+    class Silent(TailServicer):
+        def Stream(self, messages, context):
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "")
+
+    with serving(Silent()) as address, Edge(model_dir, cloud=address, plan="q4") as edge:
+        with pytest.raises(ModelMismatch, match=f"{address} holds another model"):
+            edge(image)
 
 
 def test_the_error_of_an_outage_does_not_hold_on_to_every_frame(model_dir):

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -328,3 +329,35 @@ def test_why_replicas_do_not_start_is_told_in_their_own_words():
     assert _told(app(trace)) == "splitrt.errors.ModelError: no model.toml\nhelp: name it"
     assert _told(app("waits for 1 GPU")).startswith("waits for 1 GPU\nhelp: what it needs")
     assert _told(None).startswith("no reason is known\nhelp: ")
+
+
+def test_a_replica_lives_on_while_neither_the_book_nor_ray_answers(monkeypatch):
+    from ray.exceptions import RaySystemError
+
+    from splitrt.fleet import replica
+
+    def silent(*_: object) -> None:
+        raise RaySystemError("nobody answers")
+
+    one, beats = replica.Replica.__new__(replica.Replica), []
+
+    def beat() -> None:
+        beats.append(None)
+        if len(beats) == 3:
+            one._over.set()
+        silent()
+
+    one._life, one._over, one._samples, one._named = ExitStack(), threading.Event(), [], "book"
+    one.server, one._beat = SimpleNamespace(inflight=0), beat
+    monkeypatch.setattr(replica, "opened", silent)
+    monkeypatch.setattr(replica, "BEAT", 0.05)
+    one._live()
+    assert len(beats) == 3
+
+
+def test_of_a_stock_client_it_is_passed_on_who_asks_and_in_which_trace():
+    from splitrt.fleet.replica import _passed
+
+    known = [("authorization", "Bearer x"), ("traceparent", "00-a-b-01")]
+    told = [("user-agent", "grpc"), *known]
+    assert _passed(SimpleNamespace(invocation_metadata=lambda: told)) == known
