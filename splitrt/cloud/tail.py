@@ -12,11 +12,10 @@ import numpy as np
 import torch
 
 from splitrt.cloud.branch import Branch
-from splitrt.core import delta, packet
+from splitrt.core import delta, packet, scales
 from splitrt.core.codec import Codec, codecs
 from splitrt.core.jpeg import Jpeg
 from splitrt.core.manifest import Manifest, Plan, siblings
-from splitrt.core.tensors import Tensors
 from splitrt.errors import ModelError, PacketError
 
 FORMS = 64  # plans and sizes of pictures of which the shapes are kept
@@ -213,25 +212,14 @@ class Tail:
         return codes * scale.step + scale.low
 
     def _scales(self, folder: str | Path) -> dict[str, Scale]:
-        tensors = Tensors(folder, self.manifest, "scales.safetensors")
-        return {
-            name: self._scale(tensors, self.manifest.plan(name))
-            for name, codec in self.codecs.items()
-            if codec.codes
-        }
+        plans = [self.manifest.plan(name) for name, codec in self.codecs.items() if codec.codes]
+        found = scales.scales(folder, self.manifest, plans)
+        return {plan.name: self._placed(found[plan.name], plan) for plan in plans}
 
-    def _scale(self, tensors: Tensors, plan: Plan) -> Scale:
-        channels, *rest = self.manifest.width(plan).shape
-        key = f"{plan.width}.{plan.codec}"
-        low, step = tensors[f"{key}.low"], tensors[f"{key}.step"]
-        if low.shape != (channels,) or step.shape != (channels,):
-            raise ModelError(f"scales.safetensors has no scale of {channels} channels for {key}")
-        low, step = low.astype(np.float32), step.astype(np.float32)
-        top = low + step * np.float32(2 ** self.codecs[plan.name].bits - 1)
-        if not (np.isfinite(low).all() and np.isfinite(top).all() and (step > 0).all()):
-            raise ModelError(f"scales.safetensors has a scale for {key} that is not positive")
-        pair = (torch.from_numpy(part) for part in (low, step))
-        return Scale(*(one.view(-1, *[1] * len(rest)).to(self.device) for one in pair))
+    def _placed(self, scale: scales.Scale, plan: Plan) -> Scale:
+        along = (-1, *[1] * (len(self.manifest.width(plan).shape) - 1))
+        pair = (torch.from_numpy(part).view(along) for part in (scale.low, scale.step))
+        return Scale(*(one.to(self.device) for one in pair))
 
 
 def knee(costs: Mapping[int, float]) -> int:
